@@ -1,0 +1,150 @@
+package smtpd
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Kinds of listener.
+const (
+	Submission = "submission" // AUTH required; mail of our own applications
+	Inbound    = "inbound"    // bounces, complaints and unsubscribe mail for addresses that we issued
+)
+
+// Ways of a listener to TLS.
+const (
+	StartTLS = "starttls" // offered in EHLO, and required before AUTH
+	Implicit = "implicit" // from the first byte, RFC 8314
+	NoTLS    = "none"     // loopback addresses only
+)
+
+// Config is the table [smtp].
+type Config struct {
+	// Listeners are the addresses on which relayd speaks SMTP.
+	Listeners []Listener `toml:"listener"`
+	// MaxMessageBytes bounds one message, header and body, in octets. Advertised as SIZE. Default 25 MiB.
+	MaxMessageBytes int64 `toml:"max_message_bytes"`
+	// MaxRecipients bounds the recipients of one message; those beyond get 452 4.5.3. Default 1000.
+	MaxRecipients int `toml:"max_recipients"`
+	// MaxConnections bounds the open connections of all listeners together. Default 2000.
+	MaxConnections int `toml:"max_connections"`
+	// MaxConnectionsPerIP bounds the open connections of one IPv4 address or one IPv6 /64. Default 50.
+	MaxConnectionsPerIP int `toml:"max_connections_per_ip"`
+	// MaxMessagesPerSession bounds the messages of one connection; then it gets 421. Default 100000.
+	MaxMessagesPerSession int `toml:"max_messages_per_session"`
+	// MaxErrors bounds the commands of a session that were refused since its last accepted message; an authenticated
+	// session may make ten times as many. Default 20.
+	MaxErrors int `toml:"max_errors"`
+	// MaxJunkCommands bounds EHLO, RSET, NOOP, VRFY and HELP since the last accepted message. Default 100.
+	MaxJunkCommands int `toml:"max_junk_commands"`
+	// MaxAuthFailures is the number of failed AUTH commands with which a session ends. Default 3.
+	MaxAuthFailures int `toml:"max_auth_failures"`
+	// AuthDelay is the longest time by which the answer to a failed AUTH is held back. It doubles from AuthDelay/32 with
+	// each failure of one IPv4 address or IPv6 /64 and is forgotten after ten minutes without one. Right passwords are never held back. Default 1s.
+	AuthDelay time.Duration `toml:"auth_delay"`
+	// GreetDelay is how long a client is watched for talking before the banner. Default 2ms.
+	GreetDelay time.Duration `toml:"greet_delay"`
+	// HandshakeTimeout bounds the TLS handshake. Default 30s.
+	HandshakeTimeout time.Duration `toml:"handshake_timeout"`
+	// CommandTimeout bounds the wait for one complete command line. Default 5m (RFC 5321 section 4.5.3.2.7).
+	CommandTimeout time.Duration `toml:"command_timeout"`
+	// DataTimeout bounds each wait for a piece of a message. Default 3m (RFC 5321 section 4.5.3.2.5).
+	DataTimeout time.Duration `toml:"data_timeout"`
+	// MinDataRate is how many octets per second a client must send of a message, after the first DataTimeout. Default 500.
+	MinDataRate int `toml:"min_data_rate"`
+	// WriteTimeout bounds each write of replies. Default 1m.
+	WriteTimeout time.Duration `toml:"write_timeout"`
+	// AcceptTimeout bounds the work of storing one message after its end was read. Default 5m.
+	AcceptTimeout time.Duration `toml:"accept_timeout"`
+}
+
+// Listener is one [[smtp.listener]].
+type Listener struct {
+	// Kind is submission or inbound.
+	Kind string `toml:"kind"`
+	// Address is an IP address and a port, "0.0.0.0:587".
+	Address string `toml:"address"`
+	// TLS is starttls, implicit or none. Default starttls.
+	TLS string `toml:"tls"`
+}
+
+// DefaultConfig returns the defaults, without a listener.
+func DefaultConfig() Config {
+	return Config{
+		MaxMessageBytes:       25 << 20,
+		MaxRecipients:         1000,
+		MaxConnections:        2000,
+		MaxConnectionsPerIP:   50,
+		MaxMessagesPerSession: 100_000,
+		MaxErrors:             20,
+		MaxJunkCommands:       100,
+		MaxAuthFailures:       3,
+		AuthDelay:             time.Second,
+		GreetDelay:            2 * time.Millisecond,
+		HandshakeTimeout:      30 * time.Second,
+		CommandTimeout:        5 * time.Minute,
+		DataTimeout:           3 * time.Minute,
+		MinDataRate:           500,
+		WriteTimeout:          time.Minute,
+		AcceptTimeout:         5 * time.Minute,
+	}
+}
+
+// Validate returns all errors joined.
+func (c Config) Validate() error {
+	var errs []error
+	for i, l := range c.Listeners {
+		if err := l.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("smtp.listener[%d]: %w", i, err))
+		}
+	}
+	positive := func(key string, v int64) {
+		if v <= 0 {
+			errs = append(errs, fmt.Errorf("smtp.%s: %d is not positive", key, v))
+		}
+	}
+	positive("max_message_bytes", c.MaxMessageBytes)
+	positive("max_recipients", int64(c.MaxRecipients))
+	positive("max_connections", int64(c.MaxConnections))
+	positive("max_connections_per_ip", int64(c.MaxConnectionsPerIP))
+	positive("max_messages_per_session", int64(c.MaxMessagesPerSession))
+	positive("max_errors", int64(c.MaxErrors))
+	positive("max_junk_commands", int64(c.MaxJunkCommands))
+	positive("max_auth_failures", int64(c.MaxAuthFailures))
+	positive("min_data_rate", int64(c.MinDataRate))
+	positive("handshake_timeout", int64(c.HandshakeTimeout))
+	positive("command_timeout", int64(c.CommandTimeout))
+	positive("data_timeout", int64(c.DataTimeout))
+	positive("write_timeout", int64(c.WriteTimeout))
+	positive("accept_timeout", int64(c.AcceptTimeout))
+	if c.AuthDelay < 0 || c.AuthDelay > time.Minute {
+		errs = append(errs, fmt.Errorf("smtp.auth_delay: %s is not between 0s and 1m", c.AuthDelay))
+	}
+	if c.GreetDelay < 0 || c.GreetDelay > time.Minute {
+		errs = append(errs, fmt.Errorf("smtp.greet_delay: %s is not between 0s and 1m", c.GreetDelay))
+	}
+	return errors.Join(errs...)
+}
+
+func (l Listener) validate() error {
+	var errs []error
+	if l.Kind != Submission && l.Kind != Inbound {
+		errs = append(errs, fmt.Errorf("kind: %q is neither submission nor inbound", l.Kind))
+	}
+	addr, err := netip.ParseAddrPort(l.Address)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("address: %q is not an IP address and a port", l.Address))
+	}
+	switch l.TLS {
+	case StartTLS, Implicit, "":
+	case NoTLS:
+		if err == nil && !addr.Addr().IsLoopback() && l.Kind == Submission {
+			errs = append(errs, fmt.Errorf("tls: none is for loopback addresses only, not %s", l.Address))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("tls: %q is none of starttls, implicit, none", l.TLS))
+	}
+	return errors.Join(errs...)
+}
