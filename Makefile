@@ -1,0 +1,68 @@
+# relayd. `make` lists the targets.
+SHELL := /bin/bash
+GOTOOL := go tool -modfile=tools/go.mod
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X relayd/internal/app.Version=$(VERSION)
+FUZZTIME ?= 10s
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## bin/relayd and bin/relayctl, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/relayd ./cmd/relayctl
+
+.PHONY: test
+test: ## every test that needs nothing but Go
+	go test ./...
+
+.PHONY: race
+race: ## the same under the race detector
+	go test -race ./...
+
+.PHONY: e2e
+e2e: build ## end-to-end tests of the real binaries with other people's clients and verifiers
+	RELAYD_E2E=full go test -count=1 -timeout 15m ./e2e/...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, t[i]; n=0}' | \
+	while read -r pkg target; do echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$pkg" || exit 1; done
+
+.PHONY: bench
+bench: ## benchmarks, each with its limit measured in the same run
+	go test -run '^$$' -bench . -benchtime $${BENCHTIME:-1s} -timeout 30m ./...
+
+.PHONY: lint
+lint: ## golangci-lint with .golangci.yml
+	$(GOTOOL) golangci-lint run ./...
+
+.PHONY: fmt
+fmt: ## format the source
+	$(GOTOOL) gofumpt -w $$(git ls-files '*.go')
+
+.PHONY: generate
+generate: ## regenerate what is generated from the code
+	go run ./internal/docgen
+
+.PHONY: check
+check: ## format, vet, lint, floors, race
+	@out=$$($(GOTOOL) gofumpt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofumpt wants to change:"; echo "$$out"; exit 1; fi
+	go vet ./...
+	$(GOTOOL) golangci-lint run ./...
+	go test -count=1 ./internal/archtest
+	go test -race ./...
+
+.PHONY: demo
+demo: build ## a whole relay on loopback: one campaign from customers to inbox
+	./bin/relayd demo $(DEMOFLAGS)
+
+.PHONY: install
+install: build ## /usr/local/bin/relayd and relayctl
+	install -m 0755 bin/relayd bin/relayctl $(DESTDIR)/usr/local/bin/
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
