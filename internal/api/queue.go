@@ -1,0 +1,108 @@
+package api
+
+import (
+	"time"
+
+	"relayd/internal/mail"
+)
+
+// QueueItem is one envelope: one message to one recipient.
+type QueueItem struct {
+	ID          string      `json:"id"`      // queueID.n
+	Message     string      `json:"message"` // queue ID
+	State       string      `json:"state"`   // ready, deferred, held, leased, or an outcome
+	Account     string      `json:"account"`
+	Stream      string      `json:"stream"`
+	Campaign    string      `json:"campaign,omitempty"`
+	Class       string      `json:"class"`
+	From        string      `json:"from"` // reverse-path, "" for the null one
+	To          string      `json:"to"`
+	Attempts    int         `json:"attempts"`
+	InDoubt     int         `json:"in_doubt,omitempty"`
+	AcceptedAt  time.Time   `json:"accepted_at,omitzero"`
+	NextAttempt time.Time   `json:"next_attempt,omitzero"`
+	ExpiresAt   time.Time   `json:"expires_at,omitzero"`
+	SettledAt   time.Time   `json:"settled_at,omitzero"`
+	LastReply   *mail.Reply `json:"last_reply,omitempty"`
+	LastHost    string      `json:"last_host,omitempty"`
+	TLS         string      `json:"tls,omitempty"`
+	Reason      string      `json:"reason,omitempty"`
+	Subject     string      `json:"subject,omitempty"`
+	Size        int64       `json:"size,omitempty"`
+}
+
+// QueueMessage is a message with its envelopes, the finished ones too.
+type QueueMessage struct {
+	ID         string      `json:"id"`
+	Account    string      `json:"account"`
+	Stream     string      `json:"stream"`
+	Campaign   string      `json:"campaign,omitempty"`
+	Class      string      `json:"class"`
+	From       string      `json:"from"`
+	MessageID  string      `json:"message_id,omitempty"`
+	Subject    string      `json:"subject,omitempty"`
+	Size       int64       `json:"size"`
+	Credential string      `json:"credential,omitempty"`
+	ClientIP   string      `json:"client_ip,omitempty"`
+	AcceptedAt time.Time   `json:"accepted_at"`
+	ExpiresAt  time.Time   `json:"expires_at,omitzero"`
+	Header     string      `json:"header,omitempty"`
+	Envelopes  []QueueItem `json:"envelopes"`
+	Truncated  bool        `json:"truncated,omitempty"` // it has more envelopes than are shown
+}
+
+// QueueStats counts envelopes. Outcomes are since the store was made.
+type QueueStats struct {
+	Queued   int64            `json:"queued"`
+	Ready    int64            `json:"ready"`
+	Deferred int64            `json:"deferred"`
+	Held     int64            `json:"held"`
+	Leased   int64            `json:"leased"`
+	InDoubt  int64            `json:"in_doubt"`
+	Outcomes map[string]int64 `json:"outcomes"`
+	Queues   []QueueCount     `json:"queues,omitempty"` // the largest ones, with ?queues=N
+}
+
+// QueueCount counts the envelopes of one queue.
+type QueueCount struct {
+	Account  string    `json:"account"`
+	Stream   string    `json:"stream"`
+	Domain   string    `json:"domain"`
+	Ready    int       `json:"ready"`
+	Deferred int       `json:"deferred"`
+	Held     int       `json:"held"`
+	Leased   int       `json:"leased"`
+	Oldest   time.Time `json:"oldest,omitzero"`
+	NextDue  time.Time `json:"next_due,omitzero"`
+}
+
+// QueueSelector chooses envelopes. All fields that are set must match.
+type QueueSelector struct {
+	Account  string `json:"account,omitempty"`
+	Message  string `json:"message,omitempty"` // queue ID
+	Stream   string `json:"stream,omitempty"`
+	Campaign string `json:"campaign,omitempty"`
+	Domain   string `json:"domain,omitempty"` // of the recipient
+	From     string `json:"from,omitempty"`   // reverse-path
+	To       string `json:"to,omitempty"`
+	State    string `json:"state,omitempty"` // ready, deferred, held, leased
+	All      bool   `json:"all,omitempty"`   // must be set to select everything
+}
+
+// QueueAction is the body of POST /v1/queue/actions: either IDs or a selector.
+type QueueAction struct {
+	Action   string         `json:"action"`        // hold, release, retry, fail
+	IDs      []string       `json:"ids,omitempty"` // envelope IDs or queue IDs, at most 1000
+	Selector *QueueSelector `json:"selector,omitempty"`
+	DryRun   bool           `json:"dry_run,omitempty"`
+	Reason   string         `json:"reason,omitempty"` // for the event log
+}
+
+// QueueActionResult says what an action did, or with dry_run would do.
+type QueueActionResult struct {
+	Action  string `json:"action"`
+	DryRun  bool   `json:"dry_run"`
+	Matched int    `json:"matched"`
+	Changed int    `json:"changed"`
+	Skipped int    `json:"skipped"` // being attempted right now, or in that state already
+}
