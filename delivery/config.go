@@ -1,0 +1,214 @@
+package delivery
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"relayd/internal/mail"
+	"relayd/spool"
+)
+
+// Config of delivery. Nothing of it is reloaded while the scheduler runs.
+type Config struct {
+	// Route is "mx" (look up the recipient's domain) or the name of a smarthost. Default "mx".
+	Route string `toml:"route"`
+	// MXPort is the port of MX hosts. Default 25.
+	MXPort int `toml:"mx_port"`
+	// AllowPrivateMX lets an MX host stand on a loopback, private or link-local address. Only for tests. Default false.
+	AllowPrivateMX bool `toml:"allow_private_mx"`
+	// MaxConnections bounds the outgoing connections in all, idle ones included. A tenth is kept for mail that is not
+	// bulk. Default 500.
+	MaxConnections int `toml:"max_connections"`
+	// MaxConnectionsPerSite bounds the connections to one site. One in ten is kept for mail that is not bulk. Default 20.
+	MaxConnectionsPerSite int `toml:"max_connections_per_site"`
+	// MaxMessagesPerConnection closes a connection after so many messages. Default 100.
+	MaxMessagesPerConnection int `toml:"max_messages_per_connection"`
+	// MaxRecipients bounds the recipients of one transaction, 1 to 100 (RFC 5321 section 4.5.3.1.8). Default 100.
+	MaxRecipients int `toml:"max_recipients_per_transaction"`
+	// IdleTimeout is how long an open connection waits for more mail. Default 5s.
+	IdleTimeout time.Duration `toml:"idle_timeout"`
+	// ConnectTimeout bounds one TCP connect, 60s at most. Default 30s.
+	ConnectTimeout time.Duration `toml:"connect_timeout"`
+	// ConnectTries is how often the hosts of a site are gone through within one attempt while they refuse or break the
+	// connection: 1 s apart, doubling. Default 3.
+	ConnectTries int `toml:"connect_tries"`
+	// SuspendFirst is the first pause of a site that cannot be reached or throttles; it doubles up to SuspendMax, ±10 %.
+	// Defaults 30s and 30m.
+	SuspendFirst time.Duration `toml:"suspend_first"`
+	SuspendMax   time.Duration `toml:"suspend_max"`
+	// Grace is how long attempts may finish when relayd stops. Default 30s.
+	Grace time.Duration `toml:"grace"`
+	// Retry is the default policy.
+	Retry Retry `toml:"retry"`
+	// Smarthosts are the upstream relays that Route may name.
+	Smarthosts []Smarthost `toml:"smarthost"`
+
+	// Policies are the named policies, [retry.<name>]. One that is named like a stream, or else like a class
+	// (urgent, transactional, bulk), holds for its messages.
+	Policies map[string]Retry `toml:"-"`
+	// Timeouts bound each wait of a session.
+	Timeouts Timeouts `toml:"-"`
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time `toml:"-"`
+}
+
+// Retry is a policy of attempts: see spool.RetryPolicy.
+type Retry struct {
+	Attempts   int           `toml:"attempts"`    // in all; default 3
+	FirstDelay time.Duration `toml:"first_delay"` // between the first and the second; default 15m
+	Multiplier float64       `toml:"multiplier"`  // of each further delay; default 16
+	MaxAge     time.Duration `toml:"max_age"`     // no attempt after this age; default 24h
+}
+
+// Policy returns the policy in the spool's words.
+func (r Retry) Policy() spool.RetryPolicy {
+	return spool.RetryPolicy{Attempts: r.Attempts, First: r.FirstDelay, Multiplier: r.Multiplier, MaxAge: r.MaxAge}
+}
+
+// Smarthost is an upstream relay: one site, reached with verified TLS.
+type Smarthost struct {
+	Name         string `toml:"name"`          // the value of Route; lower case letters, digits and '-'
+	Address      string `toml:"address"`       // host:port
+	TLS          string `toml:"tls"`           // starttls | implicit | none (none: loopback addresses only); default starttls
+	Username     string `toml:"username"`      // empty: no AUTH
+	PasswordFile string `toml:"password_file"` // read when relayd starts
+
+	// Password is what PasswordFile holds, put here by whoever reads the file.
+	Password string `toml:"-"`
+}
+
+// Timeouts bound each wait of a session (RFC 5321 section 4.5.3.2).
+type Timeouts struct {
+	Greeting  time.Duration // the 220, default 5m
+	Command   time.Duration // EHLO, MAIL, RCPT, RSET…, default 5m
+	Handshake time.Duration // TLS, default 1m
+	DataInit  time.Duration // 354, default 2m
+	DataBlock time.Duration // each block written, default 3m
+	DataDone  time.Duration // the reply to the final dot, never less than 10m but in tests
+}
+
+// DefaultTimeouts returns the figures of RFC 5321.
+func DefaultTimeouts() Timeouts {
+	return Timeouts{
+		Greeting: 5 * time.Minute, Command: 5 * time.Minute, Handshake: time.Minute,
+		DataInit: 2 * time.Minute, DataBlock: 3 * time.Minute, DataDone: 10 * time.Minute,
+	}
+}
+
+// DefaultRetry returns the default policy: 0, 15 minutes, about 4 hours.
+func DefaultRetry() Retry {
+	return Retry{Attempts: 3, FirstDelay: 15 * time.Minute, Multiplier: 16, MaxAge: 24 * time.Hour}
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Route: RouteMX, MXPort: 25, MaxConnections: 500, MaxConnectionsPerSite: 20, MaxMessagesPerConnection: 100,
+		MaxRecipients: 100, IdleTimeout: 5 * time.Second, ConnectTimeout: 30 * time.Second, ConnectTries: 3,
+		SuspendFirst: 30 * time.Second, SuspendMax: 30 * time.Minute, Grace: 30 * time.Second,
+		Retry: DefaultRetry(), Timeouts: DefaultTimeouts(),
+	}
+}
+
+// RouteMX is the Route that looks up the recipient's domain.
+const RouteMX = "mx"
+
+// Validate returns every fault of the configuration, joined. Names of keys are those of the section [delivery].
+func (c Config) Validate() error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	within := func(key string, v, low, high int) {
+		if v < low || v > high {
+			add("delivery.%s: %d is not within %d and %d", key, v, low, high)
+		}
+	}
+	lasting := func(key string, v, low, high time.Duration) {
+		if v < low || v > high {
+			add("delivery.%s: %s is not within %s and %s", key, v, low, high)
+		}
+	}
+	within("mx_port", c.MXPort, 1, 65535)
+	within("max_connections", c.MaxConnections, 1, 100_000)
+	within("max_connections_per_site", c.MaxConnectionsPerSite, 1, 10_000)
+	within("max_messages_per_connection", c.MaxMessagesPerConnection, 1, 1_000_000)
+	within("max_recipients_per_transaction", c.MaxRecipients, 1, 100)
+	within("connect_tries", c.ConnectTries, 1, 10)
+	lasting("idle_timeout", c.IdleTimeout, 0, 5*time.Minute)
+	lasting("connect_timeout", c.ConnectTimeout, time.Millisecond, time.Minute)
+	lasting("suspend_first", c.SuspendFirst, time.Millisecond, 24*time.Hour)
+	lasting("suspend_max", c.SuspendMax, c.SuspendFirst, 24*time.Hour)
+	lasting("grace", c.Grace, 0, 10*time.Minute)
+	errs = append(errs, c.Retry.validate("delivery.retry"))
+	for name, r := range c.Policies {
+		errs = append(errs, r.validate("retry."+name))
+	}
+	names := map[string]bool{RouteMX: true}
+	for i, h := range c.Smarthosts {
+		key := fmt.Sprintf("delivery.smarthost[%d]", i)
+		if h.Name == "" || names[h.Name] {
+			add("%s.name: %q is empty, used twice or %q", key, h.Name, RouteMX)
+		}
+		names[h.Name] = true
+		errs = append(errs, h.validate(key))
+	}
+	if !names[c.Route] {
+		add("delivery.route: %q is neither %q nor the name of a smarthost", c.Route, RouteMX)
+	}
+	return errors.Join(errs...)
+}
+
+func (r Retry) validate(key string) error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf("%s."+format, append([]any{key}, args...)...)) }
+	if r.Attempts < 1 || r.Attempts > 1000 {
+		add("attempts: %d is not within 1 and 1000", r.Attempts)
+	}
+	if r.FirstDelay <= 0 || r.FirstDelay > 30*24*time.Hour {
+		add("first_delay: %s is not within 0s and 720h", r.FirstDelay)
+	}
+	if r.Multiplier < 1 || r.Multiplier > 100 {
+		add("multiplier: %g is not within 1 and 100", r.Multiplier)
+	}
+	if r.MaxAge <= 0 || r.MaxAge > 30*24*time.Hour {
+		add("max_age: %s is not within 0s and 720h", r.MaxAge)
+	}
+	return errors.Join(errs...)
+}
+
+func (h Smarthost) validate(key string) error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf("%s."+format, append([]any{key}, args...)...)) }
+	host, port, err := net.SplitHostPort(h.Address)
+	if err != nil || host == "" || port == "" {
+		add("address: %q is not host:port", h.Address)
+	}
+	switch h.TLS {
+	case TLSStart, TLSImplicit, "":
+	case TLSNone:
+		if !isLoopbackHost(host) {
+			add("tls: none is for loopback addresses only, not %s", mail.CleanText(h.Address, 80))
+		}
+	default:
+		add("tls: %q is none of starttls, implicit, none", h.TLS)
+	}
+	if h.Username == "" && (h.PasswordFile != "" || h.Password != "") {
+		add("username: missing where password_file is given")
+	}
+	if h.Username != "" && h.PasswordFile == "" && h.Password == "" {
+		add("password_file: missing where username is given")
+	}
+	if strings.ContainsAny(h.Username, "\r\n\x00") {
+		add("username: holds a control character")
+	}
+	return errors.Join(errs...)
+}
+
+// The ways to reach a smarthost.
+const (
+	TLSStart    = "starttls"
+	TLSImplicit = "implicit"
+	TLSNone     = "none"
+)
