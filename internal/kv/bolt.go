@@ -1,0 +1,306 @@
+package kv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// Errors of the embedded engine.
+var (
+	ErrInUse         = errors.New("store is in use by another process")
+	ErrDamaged       = errors.New("store file is damaged or not a store")
+	ErrStorageFailed = errors.New("storage failed, no further writes until restart")
+	ErrPanicked      = errors.New("transaction panicked")
+	ErrSize          = errors.New("key or value size out of bounds")
+)
+
+// Limits of keys and values, in bytes.
+const (
+	MaxKey   = 1024
+	MaxValue = 1 << 20
+)
+
+// What one commit takes at most. A batch is whatever waits when the committer comes back from the one before; the
+// bounds keep the latency of a commit and the memory of its dirty pages within reason.
+const (
+	maxBatchCalls = 1024
+	maxBatchBytes = 16 << 20
+)
+
+// mapSize is the address space set aside for the file. As long as the file is smaller, it is never mapped anew, and a
+// long View never stalls the committer. It costs no memory.
+const mapSize = 16 << 30
+
+// BoltOptions tune the embedded engine; the zero value is right for the daemon.
+type BoltOptions struct {
+	NoSync  bool // tests only: a commit is not made durable
+	Metrics *Metrics
+}
+
+// Bolt is the embedded engine: one bbolt file, one process. Updates are group-committed: one committer goroutine takes
+// whatever waits, runs it in one transaction, commits, and answers all; there is no timer.
+type Bolt struct {
+	db      *bolt.DB
+	metrics *Metrics
+
+	mu      sync.Mutex
+	waiting []*call
+	closed  bool
+	failed  error // sticky: wraps ErrStorageFailed
+
+	wake      chan struct{}
+	done      chan struct{} // closed when the committer has ended
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// OpenBolt opens or creates the store at path. The file is locked: while another process has it, the error is ErrInUse,
+// at once. A file that is not a store, or whose pages are damaged, gives ErrDamaged; it is never taken for an empty
+// store. A new file and its directory entry are durable before OpenBolt returns.
+func OpenBolt(path string, opts BoltOptions) (b *Bolt, err error) {
+	if err := createBolt(path); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	db, err := openFile(path, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	b = &Bolt{db: db, metrics: opts.Metrics, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go b.run()
+	return b, nil
+}
+
+// openFile opens an existing file. bbolt panics on some damaged pages while it collects the free ones.
+func openFile(path string, opts BoltOptions) (db *bolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, fmt.Errorf("%w: %v", ErrDamaged, p)
+		}
+	}()
+	db, err = bolt.Open(path, 0o600, &bolt.Options{
+		Timeout:         time.Millisecond, // one try
+		NoFreelistSync:  true,
+		FreelistType:    bolt.FreelistMapType,
+		InitialMmapSize: mapSize,
+		NoSync:          opts.NoSync,
+		NoGrowSync:      opts.NoSync,
+		NoStatistics:    true,
+		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			return os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
+		},
+	})
+	switch {
+	case err == nil:
+		return db, nil
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, ErrInUse
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil, err
+}
+
+// createBolt makes an empty store where there is none. It is built beside path and linked into place, so that a file
+// at path is always whole: one of zero bytes is a damaged store, not a new one.
+func createBolt(path string) error {
+	info, err := os.Stat(path)
+	if err == nil {
+		if info.Size() == 0 {
+			return fmt.Errorf("%w: zero bytes long", ErrDamaged)
+		}
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	temp := f.Name()
+	defer os.Remove(temp) //nolint:errcheck // only a left-over name
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db, err := bolt.Open(temp, 0o600, &bolt.Options{NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(db.Sync(), db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(temp, path); err != nil && !errors.Is(err, fs.ErrExist) { // another process may have won
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir) //nolint:gosec // the operator's path
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Err is nil while the store takes writes; after a failed fdatasync it tells why it no longer does.
+func (b *Bolt) Err() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failed
+}
+
+// Path is the name of the file.
+func (b *Bolt) Path() string { return b.db.Path() }
+
+// View runs fn on a snapshot.
+func (b *Bolt) View(ctx context.Context, fn func(Tx) error) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	tx, err := b.db.Begin(false)
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+		return ErrClosed
+	}
+	if err != nil {
+		return fmt.Errorf("begin view: %w", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // a read-only transaction
+	return protect(func() error { return fn(&boltTx{tx: tx}) })
+}
+
+// protect turns a panic of fn, or of the engine on a damaged page, into an error.
+func protect(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v\n%s", ErrPanicked, p, debug.Stack())
+		}
+	}()
+	return fn()
+}
+
+// Close answers what waits with ErrClosed, waits for running transactions, and releases the file.
+func (b *Bolt) Close() error {
+	b.closeOnce.Do(func() {
+		b.mu.Lock()
+		b.closed = true
+		b.mu.Unlock()
+		b.signal()
+		<-b.done
+		b.closeErr = b.db.Close()
+	})
+	return b.closeErr
+}
+
+// boltTx is one transaction of kv on one of bbolt.
+type boltTx struct {
+	tx      *bolt.Tx
+	buckets []openBucket // few tables: a list beats a map
+	writes  int          // Puts and Deletes
+	bytes   int          // of Puts
+}
+
+type openBucket struct {
+	table  Table
+	bucket *bolt.Bucket
+}
+
+// bucket returns nil where the table was never written and create is false.
+func (t *boltTx) bucket(table Table, create bool) (*bolt.Bucket, error) {
+	for i := range t.buckets {
+		if t.buckets[i].table == table {
+			return t.buckets[i].bucket, nil
+		}
+	}
+	bk := t.tx.Bucket([]byte(table))
+	if bk == nil && create {
+		var err error
+		if bk, err = t.tx.CreateBucket([]byte(table)); err != nil {
+			return nil, fmt.Errorf("create table %s: %w", table, err)
+		}
+	}
+	if bk != nil {
+		t.buckets = append(t.buckets, openBucket{table, bk})
+	}
+	return bk, nil
+}
+
+func (t *boltTx) Get(table Table, key []byte) ([]byte, error) {
+	bk, err := t.bucket(table, false)
+	if bk == nil || err != nil {
+		return nil, err
+	}
+	return bk.Get(key), nil
+}
+
+func (t *boltTx) GetMany(table Table, keys [][]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	bk, err := t.bucket(table, false)
+	if bk == nil || err != nil {
+		return values, err
+	}
+	for i, k := range keys {
+		values[i] = bk.Get(k)
+	}
+	return values, nil
+}
+
+func (t *boltTx) Put(table Table, key, value []byte) error {
+	if len(key) == 0 || len(key) > MaxKey || len(value) > MaxValue {
+		return fmt.Errorf("put to %s: %w: key %d bytes, value %d bytes", table, ErrSize, len(key), len(value))
+	}
+	bk, err := t.bucket(table, true)
+	if err != nil {
+		return err
+	}
+	if value == nil {
+		value = []byte{} // stored as such: Get tells it from a missing key
+	}
+	t.writes++
+	t.bytes += len(key) + len(value)
+	return bk.Put(key, value)
+}
+
+func (t *boltTx) Delete(table Table, key []byte) error {
+	bk, err := t.bucket(table, false)
+	if bk == nil || err != nil || len(key) == 0 {
+		return err
+	}
+	t.writes++
+	return bk.Delete(key)
+}
+
+func (t *boltTx) Scan(table Table, from, to []byte, fn func(key, value []byte) (bool, error)) error {
+	bk, err := t.bucket(table, false)
+	if bk == nil || err != nil {
+		return err
+	}
+	c := bk.Cursor()
+	var k, v []byte
+	if len(from) == 0 {
+		k, v = c.First()
+	} else {
+		k, v = c.Seek(from)
+	}
+	for ; k != nil && (to == nil || bytes.Compare(k, to) < 0); k, v = c.Next() {
+		more, err := fn(k, v)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,216 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// call is one Update that waits for its commit.
+type call struct {
+	fn    func(Tx) error
+	state atomic.Int32
+	done  chan error // capacity 1
+}
+
+// The states of a call. The committer claims it, or its context gives it up, never both.
+const (
+	callWaiting = iota
+	callClaimed
+	callGivenUp
+)
+
+// Update runs fn in the next batch; see DB.
+func (b *Bolt) Update(ctx context.Context, fn func(Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c := &call{fn: fn, done: make(chan error, 1)}
+	b.mu.Lock()
+	if err := b.refusal(); err != nil {
+		b.mu.Unlock()
+		return err
+	}
+	b.waiting = append(b.waiting, c)
+	first := len(b.waiting) == 1
+	b.mu.Unlock()
+	if first {
+		b.signal()
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		if c.state.CompareAndSwap(callWaiting, callGivenUp) {
+			return ctx.Err()
+		}
+		return <-c.done // it is being committed: the answer is what counts
+	}
+}
+
+// refusal tells why no Update can be taken. The caller holds mu.
+func (b *Bolt) refusal() error {
+	if b.closed {
+		return ErrClosed
+	}
+	return b.failed
+}
+
+func (b *Bolt) signal() {
+	select {
+	case b.wake <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+// run is the committer. It ends after Close.
+func (b *Bolt) run() {
+	defer close(b.done)
+	debug.SetPanicOnFault(true) // a damaged page is an error of the transaction that met it
+	for range b.wake {
+		for {
+			batch, refused := b.take()
+			if refused != nil {
+				for _, c := range batch {
+					c.done <- refused
+				}
+			} else if len(batch) > 0 {
+				b.putBack(b.commit(batch))
+			}
+			if len(batch) == 0 {
+				if errors.Is(refused, ErrClosed) {
+					return
+				}
+				break
+			}
+		}
+	}
+}
+
+// take claims what waits, up to a batch, and tells why it must be refused instead, if it must.
+func (b *Bolt) take() ([]*call, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := min(len(b.waiting), maxBatchCalls)
+	batch := make([]*call, 0, n)
+	for _, c := range b.waiting[:n] {
+		if c.state.CompareAndSwap(callWaiting, callClaimed) {
+			batch = append(batch, c)
+		}
+	}
+	rest := copy(b.waiting, b.waiting[n:])
+	clear(b.waiting[rest:])
+	b.waiting = b.waiting[:rest]
+	if len(batch) == 0 && rest > 0 { // all of them were given up
+		b.signal()
+	}
+	return batch, b.refusal()
+}
+
+// putBack returns calls that found no room in the batch to the head of the line.
+func (b *Bolt) putBack(calls []*call) {
+	if len(calls) == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range calls {
+		c.state.Store(callWaiting)
+	}
+	b.waiting = append(calls, b.waiting...)
+}
+
+// commit runs the functions in one transaction and answers them. It returns those that found no room. A function that
+// fails after it has written makes the others start again without it.
+func (b *Bolt) commit(batch []*call) (rest []*call) {
+	start := time.Now()
+	for len(batch) > 0 {
+		tx, err := b.db.Begin(true)
+		if err != nil {
+			answer(batch, fmt.Errorf("begin update: %w", err))
+			return nil
+		}
+		ran, rest, bytes, failed := runBatch(tx, batch)
+		if failed >= 0 {
+			b.rollback(tx)
+			batch = append(batch[:failed:failed], batch[failed+1:]...)
+			continue
+		}
+		if bytes == 0 && len(ran) == 0 {
+			b.rollback(tx)
+			return rest
+		}
+		err = protect(tx.Commit)
+		if err != nil {
+			b.rollback(tx)
+			err = b.failure(err)
+		}
+		b.metrics.observe(len(ran), bytes, time.Since(start), err)
+		answer(ran, err)
+		return rest
+	}
+	return nil
+}
+
+// runBatch runs calls until the batch is full. Those that succeeded are in ran, those not run in rest. Where a
+// function failed without having written, it is answered and left out; where it had written, its index is failed
+// and the transaction must be rolled back.
+func runBatch(tx *bolt.Tx, batch []*call) (ran, rest []*call, bytes, failed int) {
+	t := &boltTx{tx: tx}
+	ran = make([]*call, 0, len(batch))
+	for i, c := range batch {
+		before := t.writes
+		if err := protect(func() error { return c.fn(t) }); err != nil {
+			c.done <- err
+			if t.writes != before {
+				return nil, nil, 0, i
+			}
+			c.fn = nil
+			continue
+		}
+		ran = append(ran, c)
+		if t.bytes >= maxBatchBytes {
+			return ran, batch[i+1:], t.bytes, -1
+		}
+	}
+	return ran, nil, t.bytes, -1
+}
+
+// rollback drops a transaction; after a failed commit bbolt has closed it already.
+func (b *Bolt) rollback(tx *bolt.Tx) {
+	_ = protect(tx.Rollback)
+}
+
+// failure decides what a failed commit means. A full disk met while pages were written harms this batch only: nothing
+// refers to them. Everything else, above all a failed fdatasync, after which the kernel may have dropped the pages and
+// will not tell again, ends writing for good.
+func (b *Bolt) failure(err error) error {
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) && isNoSpace(pathErr.Err) ||
+		strings.HasPrefix(err.Error(), "file resize error") {
+		return fmt.Errorf("commit: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failed == nil {
+		b.failed = fmt.Errorf("%w: %w", ErrStorageFailed, err)
+	}
+	return b.failed
+}
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+}
+
+func answer(calls []*call, err error) {
+	for _, c := range calls {
+		c.done <- err
+	}
+}
