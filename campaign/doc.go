@@ -1,0 +1,2 @@
+// Package campaign is one message to many recipients.
+package campaign

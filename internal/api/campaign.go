@@ -1,0 +1,223 @@
+package api
+
+import "time"
+
+// CreateCampaign is the body of POST /v1/campaigns in its short form: template, data and recipients in one request.
+// Unknown fields are refused by the caller that decodes it.
+type CreateCampaign struct {
+	Name       string            `json:"name"`
+	From       Mailbox           `json:"from"`
+	ReplyTo    string            `json:"reply_to,omitempty"`
+	ReturnPath string            `json:"return_path,omitempty"` // reverse-path; default: the From address
+	Stream     string            `json:"stream,omitempty"`      // label for List-Id and listings; default "broadcast"
+	Template   CampaignTemplate  `json:"template"`
+	Data       map[string]any    `json:"data,omitempty"` // campaign scope: trusted, HTML in the HTML part
+	Recipients []Recipient       `json:"recipients,omitempty"`
+	Retry      *CampaignRetry    `json:"retry,omitempty"`
+	TTLSeconds int64             `json:"ttl_seconds,omitempty"` // no attempt later than this after the start; default 86400
+	Tags       map[string]string `json:"tags,omitempty"`
+	Start      bool              `json:"start,omitempty"` // start at once, or refuse and store nothing
+}
+
+// CampaignTemplate is what every recipient's message is made of.
+type CampaignTemplate struct {
+	Subject   string              `json:"subject"`
+	HTML      string              `json:"html,omitempty"`
+	Text      string              `json:"text,omitempty"` // "": made from HTML
+	Preheader string              `json:"preheader,omitempty"`
+	Images    []CampaignImage     `json:"images,omitempty"`
+	Options   TemplateOptions     `json:"options,omitzero"`
+	Variables map[string]Variable `json:"variables,omitempty"`
+}
+
+// TemplateOptions steer how the message is put together.
+type TemplateOptions struct {
+	Images     string `json:"images,omitempty"`      // "cid" (default): parts of the message; "link": the url of each image
+	AutoFooter bool   `json:"auto_footer,omitempty"` // add an unsubscribe line where the template has none
+}
+
+// CampaignImage is referred to in the HTML as src="cid:NAME" or src="asset:NAME".
+type CampaignImage struct {
+	Name        string `json:"name,omitempty"`
+	ContentID   string `json:"content_id,omitempty"` // without angle brackets; default: made from the name
+	ContentType string `json:"content_type,omitempty"`
+	Content     string `json:"content,omitempty"` // base64
+	URL         string `json:"url,omitempty"`     // https, for images = "link"
+}
+
+// Variable declares a merge variable.
+type Variable struct {
+	Default *string `json:"default,omitempty"` // used where a recipient has none
+	Type    string  `json:"type,omitempty"`    // of a campaign value: "html" (default) or "text"
+}
+
+// Recipient is one contact of a campaign.
+type Recipient struct {
+	Email      string         `json:"email"`
+	Attributes map[string]any `json:"attributes,omitempty"`
+}
+
+// CampaignRetry spaces the attempts of one recipient's message.
+type CampaignRetry struct {
+	MaxAttempts     int     `json:"max_attempts"`
+	IntervalSeconds int64   `json:"interval_seconds"`
+	BackoffRate     float64 `json:"backoff_rate"`
+}
+
+// Campaign is what listings and actions answer.
+type Campaign struct {
+	ID            string            `json:"id"` // "cmp_…", sorts by time of creation
+	Account       string            `json:"account"`
+	Name          string            `json:"name"`
+	State         string            `json:"state"` // draft preparing running paused cancelling cancelled completed completed_with_failures failed
+	Reason        string            `json:"reason,omitempty"`
+	From          Mailbox           `json:"from"`
+	Subject       string            `json:"subject"`
+	Stream        string            `json:"stream"`
+	Total         int64             `json:"total"`
+	VariablesUsed []string          `json:"variables_used,omitempty"`
+	Warnings      []Warning         `json:"warnings,omitempty"`
+	Tags          map[string]string `json:"tags,omitempty"`
+	InFlight      int64             `json:"in_flight,omitempty"` // answer of pause: messages in an SMTP transaction that will finish
+	CreatedAt     time.Time         `json:"created_at"`
+	StartedAt     time.Time         `json:"started_at,omitzero"`
+	FinishedAt    time.Time         `json:"finished_at,omitzero"`
+}
+
+// Warning is something that a marketer should know and that does not stop the campaign.
+type Warning struct {
+	Code   string `json:"code"`
+	Part   string `json:"part,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// CampaignList is one page of campaigns, newest first.
+type CampaignList struct {
+	Data       []Campaign `json:"data"`
+	HasMore    bool       `json:"has_more"`
+	NextCursor string     `json:"next_cursor,omitempty"`
+}
+
+// Progress is GET /v1/campaigns/{id}/progress. Counts always sum to Total.
+type Progress struct {
+	ID               string             `json:"id"`
+	Name             string             `json:"name"`
+	State            string             `json:"state"`
+	Reason           string             `json:"reason,omitempty"`
+	Total            int64              `json:"total"`
+	Counts           Counts             `json:"counts"`
+	Rate             Rate               `json:"rate"`
+	LimitedBy        string             `json:"limited_by"`
+	ETA              *time.Time         `json:"eta"`
+	CreatedAt        time.Time          `json:"created_at"`
+	StartedAt        *time.Time         `json:"started_at"`
+	FirstDeliveredAt *time.Time         `json:"first_delivered_at"`
+	SnapshotAt       *time.Time         `json:"snapshot_at"`
+	FinishedAt       *time.Time         `json:"finished_at"`
+	Providers        []ProviderProgress `json:"providers"`
+}
+
+// Counts has one number per state of a recipient.
+type Counts struct {
+	Pending      int64 `json:"pending"`
+	Sending      int64 `json:"sending"`
+	Deferred     int64 `json:"deferred"`
+	Delivered    int64 `json:"delivered"`
+	Bounced      int64 `json:"bounced"`
+	Failed       int64 `json:"failed"`
+	Suppressed   int64 `json:"suppressed"`
+	Unsubscribed int64 `json:"unsubscribed"`
+	RenderFailed int64 `json:"render_failed"`
+	Expired      int64 `json:"expired"`
+	Cancelled    int64 `json:"cancelled"`
+	Invalid      int64 `json:"invalid"`
+	InDoubt      int64 `json:"in_doubt"`
+}
+
+// Sum adds all of them.
+func (c Counts) Sum() int64 {
+	return c.Pending + c.Sending + c.Deferred + c.Finished()
+}
+
+// Finished adds the states that a recipient does not leave.
+func (c Counts) Finished() int64 {
+	return c.Delivered + c.Bounced + c.Failed + c.Suppressed + c.Unsubscribed + c.RenderFailed + c.Expired + c.Cancelled +
+		c.Invalid + c.InDoubt
+}
+
+// Rate is in finished messages per second.
+type Rate struct {
+	Last10s float64 `json:"last_10s"`
+	Average float64 `json:"average"`
+}
+
+// ProviderProgress is the part of a campaign that one mailbox provider receives.
+type ProviderProgress struct {
+	Name           string     `json:"name"`
+	Delivered      int64      `json:"delivered"`
+	Deferred       int64      `json:"deferred"`
+	LimitPerSecond float64    `json:"limit_per_second,omitempty"`
+	State          string     `json:"state"`
+	Until          *time.Time `json:"until,omitempty"`
+	Reason         string     `json:"reason,omitempty"`
+}
+
+// RecipientResult tells what became of one recipient.
+type RecipientResult struct {
+	Address     string     `json:"address"`
+	State       string     `json:"state"` // one of the names in Counts
+	Reason      string     `json:"reason,omitempty"`
+	Attempts    int        `json:"attempts"`
+	SMTP        *SMTPReply `json:"smtp,omitempty"`
+	Message     string     `json:"message,omitempty"` // envelope ID, "" before it is queued
+	NextAttempt *time.Time `json:"next_attempt,omitempty"`
+	At          *time.Time `json:"at,omitempty"` // of the outcome
+}
+
+// SMTPReply is the last reply that an attempt met.
+type SMTPReply struct {
+	Code     int    `json:"code"`
+	Enhanced string `json:"enhanced,omitempty"`
+	Text     string `json:"text,omitempty"`
+	Host     string `json:"host,omitempty"`
+	TLS      string `json:"tls,omitempty"`
+}
+
+// RecipientList is one page of results.
+type RecipientList struct {
+	Data       []RecipientResult `json:"data"`
+	HasMore    bool              `json:"has_more"`
+	NextCursor string            `json:"next_cursor,omitempty"`
+}
+
+// ImportOptions steer POST /v1/campaigns/{id}/recipients. The zero value recognises everything by itself.
+type ImportOptions struct {
+	ColumnMap     map[string]string `json:"column_map,omitempty"`     // header → "email", "status" or "attributes.NAME" ("" drops the column)
+	Delimiter     string            `json:"delimiter,omitempty"`      // "auto" (default), ",", ";" or a TAB
+	DefaultStatus string            `json:"default_status,omitempty"` // of rows without a status: "subscribed" (default), "unsubscribed" or "error"
+	MaxErrors     int               `json:"max_errors,omitempty"`     // how many row errors the report lists; default 1000, at most 10000
+}
+
+// ImportReport counts rows: RowsRead = Created + Duplicates + SkippedUnsubscribed + Rejected.
+type ImportReport struct {
+	RowsRead            int64         `json:"rows_read"`
+	Created             int64         `json:"created"`
+	Duplicates          int64         `json:"duplicates"` // rows of an address seen before; the last row wins
+	SkippedUnsubscribed int64         `json:"skipped_unsubscribed"`
+	Rejected            int64         `json:"rejected"`
+	Errors              []ImportError `json:"errors"`
+	ErrorsTruncated     bool          `json:"errors_truncated"`
+	BytesRead           int64         `json:"bytes_read"`
+	Total               int64         `json:"total"` // recipients of the campaign after this import
+}
+
+// ImportError is one row that was not imported.
+type ImportError struct {
+	Line       int64  `json:"line"`        // of the row's beginning, from 1
+	ByteOffset int64  `json:"byte_offset"` // of the row's beginning, from 0
+	Column     string `json:"column,omitempty"`
+	Value      string `json:"value,omitempty"` // cleaned, at most 200 bytes
+	Code       string `json:"code"`
+	Detail     string `json:"detail,omitempty"`
+}
