@@ -49,7 +49,9 @@ func (s *Store) Commit(ctx context.Context, m *Message, body *BodyWriter, envs [
 // PutTx writes a message with its body (at most 1 MiB, nil for none) and envelopes in the caller's transaction: a
 // fan-out page, or a DSN that becomes durable with the bounce that caused it. In a later page of a campaign m is known
 // already: it is written again with the same bytes. Call Added with the same arguments after the transaction is durable.
-func (s *Store) PutTx(tx kv.Tx, m *Message, body []byte, envs []*Envelope, done []Result) error { panic("stub") }
+func (s *Store) PutTx(tx kv.Tx, m *Message, body []byte, envs []*Envelope, done []Result) error {
+	panic("stub")
+}
 
 // Added tells the in-memory queues of envelopes that PutTx wrote.
 func (s *Store) Added(envs []*Envelope, done []Result) { panic("stub") }

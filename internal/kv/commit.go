@@ -75,22 +75,17 @@ func (b *Bolt) signal() {
 func (b *Bolt) run() {
 	defer close(b.done)
 	debug.SetPanicOnFault(true) // a damaged page is an error of the transaction that met it
-	for range b.wake {
-		for {
-			batch, refused := b.take()
-			if refused != nil {
-				for _, c := range batch {
-					c.done <- refused
-				}
-			} else if len(batch) > 0 {
-				b.putBack(b.commit(batch))
-			}
-			if len(batch) == 0 {
-				if errors.Is(refused, ErrClosed) {
-					return
-				}
-				break
-			}
+	for {
+		batch, refused := b.take()
+		switch {
+		case len(batch) == 0 && errors.Is(refused, ErrClosed):
+			return
+		case len(batch) == 0:
+			<-b.wake
+		case refused != nil:
+			answer(batch, refused)
+		default:
+			b.putBack(b.commit(batch))
 		}
 	}
 }
@@ -132,56 +127,55 @@ func (b *Bolt) putBack(calls []*call) {
 // fails after it has written makes the others start again without it.
 func (b *Bolt) commit(batch []*call) (rest []*call) {
 	start := time.Now()
-	for len(batch) > 0 {
+	for {
 		tx, err := b.db.Begin(true)
 		if err != nil {
 			answer(batch, fmt.Errorf("begin update: %w", err))
 			return nil
 		}
-		ran, rest, bytes, failed := runBatch(tx, batch)
-		if failed >= 0 {
+		t := &boltTx{tx: tx}
+		ran, rest, again := runBatch(t, batch)
+		if again {
 			b.rollback(tx)
-			batch = append(batch[:failed:failed], batch[failed+1:]...)
+			batch = ran
 			continue
 		}
-		if bytes == 0 && len(ran) == 0 {
+		if t.writes == 0 {
 			b.rollback(tx)
+			answer(ran, nil)
 			return rest
 		}
-		err = protect(tx.Commit)
-		if err != nil {
+		if err = protect(tx.Commit); err != nil {
 			b.rollback(tx)
 			err = b.failure(err)
 		}
-		b.metrics.observe(len(ran), bytes, time.Since(start), err)
+		b.metrics.observe(len(ran), t.bytes, time.Since(start), err)
 		answer(ran, err)
 		return rest
 	}
-	return nil
 }
 
-// runBatch runs calls until the batch is full. Those that succeeded are in ran, those not run in rest. Where a
-// function failed without having written, it is answered and left out; where it had written, its index is failed
-// and the transaction must be rolled back.
-func runBatch(tx *bolt.Tx, batch []*call) (ran, rest []*call, bytes, failed int) {
-	t := &boltTx{tx: tx}
+// runBatch runs calls until the transaction is full; rest are those it did not come to. A call that fails is answered
+// and left out of ran. When it had written before it failed, the transaction is spoilt: again is true, and ran holds
+// every other call, to be run anew.
+func runBatch(t *boltTx, batch []*call) (ran, rest []*call, again bool) {
 	ran = make([]*call, 0, len(batch))
 	for i, c := range batch {
 		before := t.writes
-		if err := protect(func() error { return c.fn(t) }); err != nil {
+		err := protect(func() error { return c.fn(t) })
+		if err != nil {
 			c.done <- err
 			if t.writes != before {
-				return nil, nil, 0, i
+				return append(ran, batch[i+1:]...), nil, true
 			}
-			c.fn = nil
 			continue
 		}
 		ran = append(ran, c)
 		if t.bytes >= maxBatchBytes {
-			return ran, batch[i+1:], t.bytes, -1
+			return ran, batch[i+1:], false
 		}
 	}
-	return ran, nil, t.bytes, -1
+	return ran, nil, false
 }
 
 // rollback drops a transaction; after a failed commit bbolt has closed it already.

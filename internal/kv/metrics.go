@@ -8,10 +8,10 @@ import (
 
 // Metrics of the embedded engine. The nil pointer measures nothing.
 type Metrics struct {
-	commits  *prometheus.CounterVec
-	seconds  prometheus.Histogram
-	updates  prometheus.Histogram
-	bytes    prometheus.Counter
+	commits *prometheus.CounterVec
+	seconds prometheus.Histogram
+	updates prometheus.Histogram
+	bytes   prometheus.Counter
 }
 
 // NewMetrics registers the metrics of one store.
