@@ -7,10 +7,10 @@ type Action string
 
 // The actions.
 const (
-	Hold    Action = "hold"    // no attempt until released
-	Unhold  Action = "release" // ends Hold
-	Retry   Action = "retry"   // due now
-	Abandon Action = "fail"    // settles as failed
+	ActionHold    Action = "hold"    // no attempt until released
+	ActionRelease Action = "release" // ends a hold
+	ActionRetry   Action = "retry"   // due now
+	ActionFail    Action = "fail"    // settles as failed
 )
 
 // ActResult counts what an action met.

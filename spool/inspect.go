@@ -12,11 +12,11 @@ type State uint8
 
 // The states of a live envelope, and of one that is finished.
 const (
-	Ready     State = iota // due, or due as soon as it was queued
-	Waiting                // deferred or scheduled: it was queued for a later time
-	HeldState              // by an operator
-	Leased                 // being attempted
-	Finished               // it has an outcome
+	StateReady    State = iota // due, or due as soon as it was queued
+	StateDeferred              // deferred or scheduled: it was queued for a later time
+	StateHeld                  // by an operator
+	StateLeased                // being attempted
+	StateFinished              // it has an outcome
 )
 
 var stateNames = [...]string{"ready", "deferred", "held", "leased", "finished"}
