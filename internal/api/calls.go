@@ -52,9 +52,12 @@ func (c *Client) Queue(ctx context.Context, s QueueSelector, l List) (Page[Queue
 	v := l.values()
 	for name, value := range map[string]string{
 		"account": s.Account, "message": s.Message, "stream": s.Stream, "campaign": s.Campaign, "domain": s.Domain,
-		"from": s.From, "to": s.To, "state": s.State,
+		"from": s.From, "to": s.To, "state": s.State, "class": s.Class, "reply": s.Reply, "query": s.Query,
 	} {
 		setIf(v, name, value)
+	}
+	if s.OlderThanSeconds > 0 {
+		v.Set("older_than_seconds", strconv.FormatInt(s.OlderThanSeconds, 10))
 	}
 	return get[Page[QueueItem]](ctx, c, "/v1/queue", v)
 }

@@ -58,7 +58,8 @@ type QueueStats struct {
 	Deferred int64            `json:"deferred"`
 	Held     int64            `json:"held"`
 	Leased   int64            `json:"leased"`
-	InDoubt  int64            `json:"in_doubt"`
+	InDoubt  int64            `json:"in_doubt"` // found under lease when relayd started: possible duplicates
+	Accepted int64            `json:"accepted"` // ever
 	Outcomes map[string]int64 `json:"outcomes"`
 	Queues   []QueueCount     `json:"queues,omitempty"` // the largest ones, with ?queues=N
 }
@@ -72,21 +73,26 @@ type QueueCount struct {
 	Deferred int       `json:"deferred"`
 	Held     int       `json:"held"`
 	Leased   int       `json:"leased"`
+	Paused   bool      `json:"paused,omitempty"`
 	Oldest   time.Time `json:"oldest,omitzero"`
 	NextDue  time.Time `json:"next_due,omitzero"`
 }
 
 // QueueSelector chooses envelopes. All fields that are set must match.
 type QueueSelector struct {
-	Account  string `json:"account,omitempty"`
-	Message  string `json:"message,omitempty"` // queue ID
-	Stream   string `json:"stream,omitempty"`
-	Campaign string `json:"campaign,omitempty"`
-	Domain   string `json:"domain,omitempty"` // of the recipient
-	From     string `json:"from,omitempty"`   // reverse-path
-	To       string `json:"to,omitempty"`
-	State    string `json:"state,omitempty"` // ready, deferred, held, leased
-	All      bool   `json:"all,omitempty"`   // must be set to select everything
+	Query            string `json:"query,omitempty"` // text form: `domain=example.com state=deferred age>2h reply="mailbox full"`
+	Account          string `json:"account,omitempty"`
+	Message          string `json:"message,omitempty"` // queue ID
+	Stream           string `json:"stream,omitempty"`
+	Campaign         string `json:"campaign,omitempty"`
+	Domain           string `json:"domain,omitempty"` // of the recipient
+	From             string `json:"from,omitempty"`   // reverse-path, "<>" for the null one, or "@domain"
+	To               string `json:"to,omitempty"`
+	State            string `json:"state,omitempty"` // ready, deferred, held, leased
+	Class            string `json:"class,omitempty"` // urgent, transactional, bulk
+	OlderThanSeconds int64  `json:"older_than_seconds,omitempty"`
+	Reply            string `json:"reply,omitempty"` // part of the last reply
+	All              bool   `json:"all,omitempty"`   // must be set to act on everything
 }
 
 // QueueAction is the body of POST /v1/queue/actions: either IDs or a selector.
@@ -100,9 +106,10 @@ type QueueAction struct {
 
 // QueueActionResult says what an action did, or with dry_run would do.
 type QueueActionResult struct {
-	Action  string `json:"action"`
-	DryRun  bool   `json:"dry_run"`
-	Matched int    `json:"matched"`
-	Changed int    `json:"changed"`
-	Skipped int    `json:"skipped"` // being attempted right now, or in that state already
+	Action    string `json:"action"`
+	DryRun    bool   `json:"dry_run"`
+	Matched   int    `json:"matched"`
+	Changed   int    `json:"changed"`
+	InFlight  int    `json:"in_flight"` // being attempted: hold takes effect if the attempt defers them
+	Unchanged int    `json:"unchanged"` // nothing to do
 }
