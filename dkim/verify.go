@@ -1,25 +1,174 @@
 package dkim
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"net"
+	"strings"
+
+	msgauth "github.com/emersion/go-msgauth/dkim"
+
+	"relayd/internal/mail"
 )
 
-// TXTLookup finds the TXT records of a name, each with its strings joined.
+// TXTLookup finds the TXT records of a name, each with its strings joined. An error whose Temporary method says true, or
+// that of an ended context, makes a temperror; every other one means that there is no key.
 type TXTLookup interface {
 	LookupTXT(ctx context.Context, name string) ([]string, error)
 }
+
+// The results of a verification (RFC 8601 section 2.7.1).
+const (
+	ResultPass      = "pass"
+	ResultFail      = "fail"
+	ResultTempError = "temperror"
+	ResultPermError = "permerror"
+)
 
 // Verification is the verdict on one signature.
 type Verification struct {
 	Domain    string `json:"domain"`
 	Selector  string `json:"selector"`
-	Algorithm string `json:"algorithm"` // a= tag
+	Algorithm string `json:"algorithm"` // the a= tag, such as rsa-sha256
 	Result    string `json:"result"`    // pass, fail, temperror, permerror
 	Error     string `json:"error,omitempty"`
 }
 
-// Verify checks the signatures of a message.
+// Limits of Verify. go-msgauth joins folded lines one by one and looks through all fields for every name of h=, so that
+// both numbers are bounded and not only the size.
+const (
+	maxVerifications = 10
+	maxVerifyHeader  = 256 << 10
+	maxVerifyLines   = 5000
+	maxVerifyPicks   = 200_000 // names in one h= times fields
+)
+
+// ErrHeaderTooLarge: the header section of a message to verify has more than 256 KiB or 5000 lines.
+var ErrHeaderTooLarge = errors.New("header section too large")
+
+// Verify checks the signatures of a message, at most the first 10, in the order in which they stand. It reads r to its
+// end; the caller bounds its length. No signature is an empty list. An error means that r could not be read or has no
+// header section; what is wrong with a signature stands in its Verification.
 func Verify(ctx context.Context, r io.Reader, txt TXTLookup) ([]Verification, error) {
-	panic("CONTRACT STUB")
+	br := bufio.NewReader(r)
+	header, err := readHeader(br)
+	if err != nil {
+		return nil, fmt.Errorf("verify message: %w", err)
+	}
+	found, err := signatures(header)
+	if err != nil {
+		return nil, fmt.Errorf("verify message: %w", err)
+	}
+	if len(found) == 0 {
+		return []Verification{}, nil
+	}
+	verdicts, err := msgauth.VerifyWithOptions(io.MultiReader(bytes.NewReader(header), br), &msgauth.VerifyOptions{
+		LookupTXT: func(name string) ([]string, error) {
+			records, err := txt.LookupTXT(ctx, name)
+			if err != nil && temporary(err) {
+				return nil, &net.DNSError{Err: err.Error(), Name: name, IsTemporary: true}
+			}
+			return records, err
+		},
+		MaxVerifications: maxVerifications,
+	})
+	if err != nil && !errors.Is(err, msgauth.ErrTooManySignatures) {
+		return nil, fmt.Errorf("verify message: %w", err)
+	}
+	for i := range min(len(found), len(verdicts)) {
+		found[i].judge(verdicts[i].Err)
+	}
+	return found, nil
+}
+
+func (v *Verification) judge(err error) {
+	switch {
+	case err == nil:
+		v.Result = ResultPass
+		return
+	case msgauth.IsTempFail(err):
+		v.Result = ResultTempError
+	case msgauth.IsPermFail(err):
+		v.Result = ResultPermError
+	default:
+		v.Result = ResultFail
+	}
+	v.Error = mail.CleanText(strings.TrimPrefix(err.Error(), "dkim: "), 300)
+}
+
+func temporary(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && t.Temporary() || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// readHeader reads the header section with the empty line that ends it, both with CRLF line ends.
+func readHeader(r *bufio.Reader) ([]byte, error) {
+	var header []byte
+	for lines := 0; ; lines++ {
+		line, err := r.ReadSlice('\n')
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		if len(header)+len(line) > maxVerifyHeader || lines > maxVerifyLines {
+			return nil, ErrHeaderTooLarge
+		}
+		header = append(header, line...)
+		if n := len(header); bytes.HasSuffix(header, []byte("\n")) && (n < 2 || header[n-2] != '\r') {
+			header = append(header[:n-1], crlf...)
+		}
+		if bytes.HasSuffix(header, []byte("\r\n\r\n")) || bytes.Equal(header, crlf) {
+			return header, nil
+		}
+		if errors.Is(err, io.EOF) { // a message without a body
+			if !bytes.HasSuffix(header, crlf) {
+				header = append(header, crlf...)
+			}
+			return append(header, crlf...), nil
+		}
+	}
+}
+
+// signatures returns one Verification per signature field, at most maxVerifications. It passes over lines that
+// mail.ParseHeader refuses, as go-msgauth does.
+func signatures(header []byte) ([]Verification, error) {
+	var values [][]byte
+	fields, inside := 0, false // inside the last of values
+	for line := range bytes.SplitSeq(header, crlf) {
+		if len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
+			if inside {
+				values[len(values)-1] = append(values[len(values)-1], line...)
+			}
+			continue
+		}
+		fields++
+		name, value, _ := bytes.Cut(line, []byte{':'})
+		if inside = strings.EqualFold(string(bytes.TrimSpace(name)), fieldName) && len(values) < maxVerifications; inside {
+			values = append(values, bytes.Clone(value))
+		}
+	}
+	found := make([]Verification, 0, len(values))
+	for _, value := range values {
+		v := Verification{Result: ResultPermError}
+		for tag := range strings.SplitSeq(string(value), ";") {
+			name, text, _ := strings.Cut(tag, "=")
+			if name = strings.TrimSpace(name); name == "h" && strings.Count(text, ":")*fields > maxVerifyPicks {
+				return nil, ErrHeaderTooLarge
+			}
+			text = mail.CleanText(strings.Join(strings.Fields(text), ""), 255)
+			switch name {
+			case "d":
+				v.Domain = text
+			case "s":
+				v.Selector = text
+			case "a":
+				v.Algorithm = text
+			}
+		}
+		found = append(found, v)
+	}
+	return found, nil
 }
