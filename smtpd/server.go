@@ -2,9 +2,16 @@ package smtpd
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,8 +40,8 @@ type Senders interface {
 // Deps are what a Server works with.
 type Deps struct {
 	Accepter      Accepter
-	Authenticator Authenticator
-	Senders       Senders // nil: the Accepter alone decides
+	Authenticator Authenticator // nil where no listener is for submission
+	Senders       Senders       // nil: the Accepter alone decides
 	// GetCertificate chooses the certificate of a handshake and so may change it while relayd runs. Nil where no
 	// listener has TLS.
 	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
@@ -44,21 +51,268 @@ type Deps struct {
 	Now            func() time.Time      // nil: time.Now
 }
 
-// Server speaks SMTP on its listeners.
-type Server struct{}
+// Server speaks SMTP on its listeners. Its methods may be called from many goroutines.
+type Server struct {
+	cfg       Config
+	deps      Deps
+	log       *slog.Logger
+	tls       *tls.Config
+	metrics   *metrics
+	limits    *limits
+	buffers   sync.Pool
+	listeners []*listener
+
+	ctx      context.Context // of all sessions
+	abort    context.CancelFunc
+	stopping atomic.Bool
+	wg       sync.WaitGroup // accept loops and sessions
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	running  bool
+	closed   bool
+}
+
+// listener is one bound [[smtp.listener]].
+type listener struct {
+	net.Listener
+	name   string // address, for the log
+	kind   string
+	tls    string
+	policy policy
+}
 
 // New checks cfg and binds all listeners, so that a wrong address fails before anything runs.
-func New(cfg Config, deps Deps) (*Server, error) { panic("stub") }
+func New(cfg Config, deps Deps) (*Server, error) {
+	s, err := newServer(cfg, deps)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range cfg.Listeners {
+		if err := s.listen(l); err != nil {
+			return nil, errors.Join(fmt.Errorf("listen for %s: %w", l.Kind, err), s.Close())
+		}
+	}
+	return s, nil
+}
 
-// Run accepts connections until Shutdown or Close, or until ctx ends, which is a Close.
-func (s *Server) Run(ctx context.Context) error { panic("stub") }
+func newServer(cfg Config, deps Deps) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Accepter == nil || deps.Hostname == "" {
+		return nil, errors.New("smtpd: accepter and hostname are needed")
+	}
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	s := &Server{cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics), sessions: map[*session]struct{}{}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.limits = newLimits(&s.cfg, deps.Now)
+	s.buffers.New = func() any { b := make([]byte, dataBuffer); return &b }
+	s.tls = &tls.Config{
+		GetCertificate: deps.GetCertificate,
+		MinVersion:     tls.VersionTLS12,
+		// Microsoft's servers abort the handshake when they get a ticket that they cannot use (golang/go#70232).
+		SessionTicketsDisabled: true,
+	}
+	s.ctx, s.abort = context.WithCancel(context.Background())
+	return s, nil
+}
 
-// Shutdown stops accepting, ends every session between two transactions with 421, and waits for the others until ctx
-// ends; then it closes them.
-func (s *Server) Shutdown(ctx context.Context) error { panic("stub") }
+func (s *Server) listen(cfg Listener) error {
+	l, err := s.newListener(cfg)
+	if err != nil {
+		return err
+	}
+	if l.Listener, err = net.Listen("tcp", cfg.Address); err != nil {
+		return err
+	}
+	s.listeners = append(s.listeners, l)
+	return nil
+}
 
-// Close ends all listeners and sessions at once and waits for them. It is idempotent.
-func (s *Server) Close() error { panic("stub") }
+func (s *Server) newListener(cfg Listener) (*listener, error) {
+	l := &listener{name: cfg.Address, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{}}
+	if l.tls == "" {
+		l.tls = StartTLS
+	}
+	if l.tls != NoTLS && s.deps.GetCertificate == nil {
+		if l.kind == Submission || l.tls == Implicit {
+			return nil, fmt.Errorf("%s: tls %s needs a certificate", cfg.Address, l.tls)
+		}
+		l.tls = NoTLS // inbound mail may come in plain text
+	}
+	if l.kind == Submission {
+		if s.deps.Authenticator == nil {
+			return nil, fmt.Errorf("%s: submission needs an authenticator", cfg.Address)
+		}
+		l.policy = submissionPolicy{s.deps.Senders}
+	}
+	return l, nil
+}
 
 // Addr is the bound address of listener i of the configuration.
-func (s *Server) Addr(i int) net.Addr { panic("stub") }
+func (s *Server) Addr(i int) net.Addr { return s.listeners[i].Addr() }
+
+// Run accepts connections until Shutdown or Close, or until ctx ends, which is a Close. It returns when all sessions
+// have ended.
+func (s *Server) Run(ctx context.Context) error {
+	s.mu.Lock()
+	if s.running || s.closed {
+		s.mu.Unlock()
+		return net.ErrClosed
+	}
+	s.running = true
+	for _, l := range s.listeners {
+		s.wg.Go(func() { s.acceptLoop(l) })
+	}
+	s.mu.Unlock()
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = s.Close()
+	})
+	s.wg.Wait()
+	if !stop() {
+		<-done
+	}
+	return nil
+}
+
+// acceptLoop never spins: what Accept cannot give it waits for, longer each time.
+func (s *Server) acceptLoop(l *listener) {
+	for delay := time.Duration(0); ; {
+		conn, err := l.Accept()
+		if err == nil {
+			delay = 0
+			s.admit(conn, l)
+			continue
+		}
+		if s.stopping.Load() || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+		s.log.Error("listener.failed", "listener", l.name, "delay", delay, "err", err)
+		wait(s.ctx, delay)
+	}
+}
+
+// admit starts a session, or turns the connection away when there are too many.
+func (s *Server) admit(conn net.Conn, l *listener) {
+	ip := remoteIP(conn)
+	source := sourceOf(ip)
+	if reason := s.limits.admit(source); reason != "" {
+		s.metrics.rejected.WithLabelValues(reason).Inc()
+		s.log.Debug("session.rejected", "listener", l.name, "ip", ip, "reason", reason)
+		if l.tls != Implicit { // fits the socket's empty buffer: it does not wait
+			_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+			_, _ = conn.Write(appendReply(nil, refuse(421, 7, 0, "Too many connections").Reply))
+		}
+		_ = conn.Close()
+		return
+	}
+	s.wg.Go(func() {
+		defer s.limits.release(source)
+		s.serve(conn, l, ip)
+	})
+}
+
+func remoteIP(conn net.Conn) netip.Addr {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+// serve runs one session. A panic ends this session and nothing else.
+func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr) {
+	sess := &session{
+		srv: s, lis: l, id: rand.Text()[:12], ip: ip, source: sourceOf(ip), raw: conn,
+		wire: newWire(conn, &s.buffers, s.cfg.WriteTimeout),
+	}
+	if !s.add(sess) {
+		_ = conn.Close()
+		return
+	}
+	s.metrics.sessions.WithLabelValues(l.kind).Inc()
+	s.metrics.open.WithLabelValues(l.kind).Inc()
+	defer func() {
+		if p := recover(); p != nil {
+			s.metrics.panics.Inc()
+			s.log.Error("session.panicked", "session", sess.id, "ip", ip, "err", fmt.Sprintf("%v\n%s", p, debug.Stack()))
+			sess.end(refuse(421, 3, 0, "Internal error"), "panic")
+		}
+		sess.wire.close(sess.linger)
+		s.remove(sess)
+		s.metrics.open.WithLabelValues(l.kind).Dec()
+		s.log.Info("session.closed", "session", sess.id, "listener", l.name, "ip", ip, "tls", sess.tls,
+			"count", sess.messages, "reason", sess.reason)
+	}()
+	sess.run(s.ctx)
+}
+
+func (s *Server) add(sess *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.sessions[sess] = struct{}{}
+	return true
+}
+
+func (s *Server) remove(sess *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sessions, sess)
+}
+
+// Shutdown stops accepting, ends every session between two transactions with 421, and waits for the others until ctx
+// ends; then it closes them and returns the error of ctx.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.wg.Wait()
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	closeErr := s.Close()
+	<-done
+	return errors.Join(err, closeErr)
+}
+
+// stop closes the listeners and wakes the idle sessions.
+func (s *Server) stop() {
+	s.stopping.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.listeners {
+		_ = l.Close()
+	}
+	for sess := range s.sessions {
+		_ = sess.raw.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Close ends all listeners and sessions at once and waits for them. It is idempotent.
+func (s *Server) Close() error {
+	s.stop()
+	s.abort()
+	s.mu.Lock()
+	s.closed = true
+	for sess := range s.sessions {
+		_ = sess.raw.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	return nil
+}
