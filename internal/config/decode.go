@@ -358,3 +358,27 @@ func edits(a, b string) int {
 	}
 	return row[len(b)]
 }
+
+// parseScalar gives the text of an environment variable the type that a file would have given it.
+func parseScalar(s string, v reflect.Value) any {
+	switch v.Kind() {
+	case reflect.Bool:
+		if b, err := strconv.ParseBool(s); err == nil {
+			return b
+		}
+	case reflect.Int, reflect.Int64, reflect.Uint16:
+		if n, err := strconv.ParseInt(s, 10, 64); err == nil && v.Type() != durationType {
+			return n
+		}
+	case reflect.Float64:
+		if n, err := strconv.ParseFloat(s, 64); err == nil {
+			return n
+		}
+	}
+	return s
+}
+
+// sortByLine keeps the order of problems on one line.
+func sortByLine(p []Problem) {
+	sort.SliceStable(p, func(i, j int) bool { return p[i].Line < p[j].Line })
+}

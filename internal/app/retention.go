@@ -1,0 +1,36 @@
+package app
+
+import (
+	"context"
+	"time"
+)
+
+// retention is how long final outcomes and events are kept.
+const retention = 30 * 24 * time.Hour
+
+// purgeSlice bounds what one transaction of the purge removes.
+const purgeSlice = 2000
+
+// keepRetention removes what is older than the retention, in slices, once an hour.
+func (a *App) keepRetention(ctx context.Context) error {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		for _, purge := range []func(context.Context, time.Time, int) (int, error){a.spool.Purge, a.events.Purge} {
+			for {
+				n, err := purge(ctx, time.Now().Add(-retention), purgeSlice)
+				if err != nil && ctx.Err() == nil {
+					a.log.Warn("retention.failed", "err", err)
+				}
+				if err != nil || n < purgeSlice {
+					break
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
