@@ -118,45 +118,60 @@ func next(p []byte, pos, known int, sep string) int {
 	return len(p)
 }
 
-// piece hashes p, which has at most one LF, at its end.
+// piece hashes p, a line or part of one, byte by byte.
 func (h *BodyHasher) piece(p []byte) {
 	for len(p) > 0 {
-		if c := p[0]; c == '\n' {
+		switch p[0] {
+		case '\n':
 			h.crlfs++
 			h.cr, h.blank, h.line = false, false, false
 			p = p[1:]
-			continue
-		}
-		h.bareCR()
-		switch p[0] {
 		case '\r':
+			h.bareCR()
 			h.cr, h.blank, h.line = true, false, true
 			p = p[1:]
 		case ' ', '\t':
+			h.bareCR()
 			h.blank, h.line = true, true
 			p = p[1:]
 		default:
-			n := textLen(p)
+			h.bareCR()
 			h.lineEnds()
-			if h.blank {
-				h.put([]byte{' '})
-			}
-			h.put(p[:n])
-			h.blank, h.line, h.some = false, true, true
-			p = p[n:]
+			p = p[h.text(p[:min(len(p), scratchSize/2)]):]
 		}
 	}
 }
 
-// textLen returns the length of the text at the start of p that is canonical as it stands: no tab, no CR or LF, no two
-// blanks in a row and none at its end. p starts with a byte that is none of these.
-func textLen(p []byte) int {
-	for _, sep := range []string{"\n", "\r", "\t", "  "} {
-		if i := bytes.Index(p, []byte(sep)); i >= 0 {
-			p = p[:i]
-		}
+// text hashes the text at the start of p with one blank in place of many, up to a CR or LF, and returns the length of
+// what it took. p has at most half of the scratch.
+func (h *BodyHasher) text(p []byte) int {
+	if len(h.scratch)+len(p) >= scratchSize {
+		h.flush()
 	}
-	return len(bytes.TrimRight(p, " "))
+	out, n, blank := h.scratch[:scratchSize], len(h.scratch), h.blank
+	taken := len(p)
+	for i, c := range p {
+		if c <= ' ' {
+			if c == ' ' || c == '\t' {
+				blank = true
+				continue
+			}
+			if c == '\r' || c == '\n' {
+				taken = i
+				break
+			}
+		}
+		if blank {
+			out[n] = ' '
+			n++
+			blank = false
+		}
+		out[n] = c
+		n++
+	}
+	h.scratch = out[:n]
+	h.blank, h.line, h.some = blank, true, true
+	return taken
 }
 
 // bareCR keeps a CR that no LF followed.
