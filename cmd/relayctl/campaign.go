@@ -1,0 +1,410 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	netmail "net/mail"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"relayd/internal/api"
+)
+
+func (a *app) campaignCommand() *cobra.Command {
+	c := group(&cobra.Command{
+		Use:     "campaign",
+		Short:   "Make, start and watch campaigns",
+		Example: "  relayctl campaign create --template promo.html --subject 'Hello {{Name}}' --from deals@example.com --recipients customers.csv --start",
+	})
+	c.AddCommand(a.campaignCreate(),
+		a.campaignAction("start", "Start a draft"),
+		a.campaignAction("pause", "Stop new attempts; those that run finish"),
+		a.campaignAction("resume", "Let a paused campaign go on"),
+		a.campaignAction("cancel", "End a campaign: what is not delivered yet is cancelled"),
+		a.campaignList(), a.campaignShow(), a.campaignRecipients())
+	return c
+}
+
+// campaignFlags are the flags of campaign create that are not fields of the request as they stand.
+type campaignFlags struct {
+	template, text, from, recipients, kind string
+	images, data                           []string
+	key                                    string
+}
+
+// maxCampaignFile bounds a campaign as JSON and each file that it names.
+const maxCampaignFile = 32 << 20
+
+func (a *app) campaignCreate() *cobra.Command {
+	in, f := api.CreateCampaign{}, campaignFlags{}
+	c := &cobra.Command{
+		Use:   "create [FILE.json]",
+		Short: "Make a campaign from a JSON file (- for standard input), from flags, or from both",
+		Long: `Make a campaign from a JSON file as POST /v1/campaigns takes it (- for standard input), from flags, or from both: flags
+win. Recipients may stand in the JSON file or come from a CSV or JSON lines file. Without --start it stays a draft.`,
+		Example: `  relayctl campaign create campaign.json --start
+  relayctl campaign create --name 'Black Friday' --template promo.html --image sale.png --subject 'Black Friday, {{Name}}' \
+    --from 'Shop <deals@example.com>' --data Body=@body.html --recipients customers.csv --start`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			flags := in // what flags have set
+			in = api.CreateCampaign{}
+			if len(args) == 1 {
+				if err := a.readCampaign(args[0], &in); err != nil {
+					return err
+				}
+			}
+			if err := f.apply(cmd, flags, &in); err != nil {
+				return err
+			}
+			return a.createCampaign(cmd.Context(), in, f)
+		},
+	}
+	fl := c.Flags()
+	fl.StringVar(&in.Name, "name", "", "`name` of the campaign; default: the subject")
+	fl.StringVar(&in.Template.Subject, "subject", "", "`subject`, may hold {{variables}}")
+	fl.StringVar(&in.Template.Preheader, "preheader", "", "`text` that mail programs show beside the subject")
+	fl.StringVar(&f.template, "template", "", "HTML `file`")
+	fl.StringVar(&f.text, "text", "", "`file` of the text part; default: made from the HTML")
+	fl.StringArrayVar(&f.images, "image", nil, "picture `file`, repeatable; the HTML shows it as src=\"cid:NAME\"")
+	fl.StringVar(&f.from, "from", "", "sender, `'Name <address>'` or an address")
+	fl.StringVar(&in.ReplyTo, "reply-to", "", "`address` for answers")
+	fl.StringVar(&in.Stream, "stream", "", "`stream` for List-Id and listings")
+	fl.StringArrayVar(&f.data, "data", nil, "campaign variable `KEY=VALUE`, or KEY=@FILE, repeatable")
+	fl.StringVar(&f.recipients, "recipients", "", "CSV or JSON lines `file`, - for standard input")
+	fl.StringVar(&f.kind, "recipients-type", "", "`type` of that file: csv or jsonl; default: by its name")
+	fl.StringVar(&f.key, "idempotency-key", "", "`key` that makes the command safe to repeat")
+	fl.BoolVar(&in.Start, "start", false, "start at once")
+	return c
+}
+
+func (a *app) readCampaign(file string, in *api.CreateCampaign) error {
+	r := a.in
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		r = f
+	}
+	d := json.NewDecoder(io.LimitReader(r, maxCampaignFile))
+	d.DisallowUnknownFields()
+	d.UseNumber()
+	if err := d.Decode(in); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if d.More() {
+		return fmt.Errorf("%s: more than one JSON value", file)
+	}
+	return nil
+}
+
+// apply puts what flags say over what the file says.
+func (f *campaignFlags) apply(cmd *cobra.Command, flags api.CreateCampaign, in *api.CreateCampaign) error {
+	for name, to := range map[string]struct{ dst, src *string }{
+		"name": {&in.Name, &flags.Name}, "subject": {&in.Template.Subject, &flags.Template.Subject},
+		"preheader": {&in.Template.Preheader, &flags.Template.Preheader}, "reply-to": {&in.ReplyTo, &flags.ReplyTo},
+		"stream": {&in.Stream, &flags.Stream},
+	} {
+		if cmd.Flags().Changed(name) {
+			*to.dst = *to.src
+		}
+	}
+	in.Start = in.Start || flags.Start
+	if f.from != "" {
+		m, err := netmail.ParseAddress(f.from)
+		if err != nil {
+			return usage("--from %q is not like 'Shop <deals@example.com>'", f.from)
+		}
+		in.From = api.Mailbox{Email: m.Address, Name: m.Name}
+	}
+	for file, dst := range map[string]*string{f.template: &in.Template.HTML, f.text: &in.Template.Text} {
+		if file == "" {
+			continue
+		}
+		b, err := readFile(file)
+		if err != nil {
+			return err
+		}
+		*dst = string(b)
+	}
+	for _, kv := range f.data {
+		key, value, ok := strings.Cut(kv, "=")
+		if !ok || key == "" {
+			return usage("--data %q is not like KEY=VALUE", kv)
+		}
+		if file, isFile := strings.CutPrefix(value, "@"); isFile {
+			b, err := readFile(file)
+			if err != nil {
+				return err
+			}
+			value = string(b)
+		}
+		if in.Data == nil {
+			in.Data = map[string]any{}
+		}
+		in.Data[key] = value
+	}
+	for _, file := range f.images {
+		b, err := readFile(file)
+		if err != nil {
+			return err
+		}
+		in.Template.Images = append(in.Template.Images, api.CampaignImage{
+			Name: filepath.Base(file), ContentType: http.DetectContentType(b), Content: base64.StdEncoding.EncodeToString(b),
+		})
+	}
+	if in.Name == "" {
+		in.Name = in.Template.Subject
+	}
+	switch {
+	case in.From.Email == "":
+		return usage("campaign create wants --from")
+	case in.Template.Subject == "":
+		return usage("campaign create wants --subject")
+	case in.Template.HTML == "" && in.Template.Text == "":
+		return usage("campaign create wants --template or --text")
+	}
+	return nil
+}
+
+func readFile(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var b bytes.Buffer
+	n, err := b.ReadFrom(io.LimitReader(f, maxCampaignFile+1))
+	if err == nil && n > maxCampaignFile {
+		err = fmt.Errorf("%s is larger than %d bytes", file, maxCampaignFile)
+	}
+	return b.Bytes(), err
+}
+
+// createdCampaign is the answer of campaign create.
+type createdCampaign struct {
+	api.Campaign
+	Import *api.ImportReport `json:"import,omitempty"`
+}
+
+// createCampaign makes the campaign, uploads its recipients and starts it, as far as asked.
+func (a *app) createCampaign(ctx context.Context, in api.CreateCampaign, f campaignFlags) error {
+	var upload io.ReadCloser
+	contentType := ""
+	if f.recipients != "" {
+		var err error
+		if upload, contentType, err = a.openUpload(f.recipients, f.kind); err != nil {
+			return err
+		}
+		defer upload.Close()
+	}
+	return a.call(func(c *api.Client) error {
+		start := in.Start
+		in.Start = start && upload == nil
+		var out createdCampaign
+		var err error
+		if out.Campaign, err = c.CreateCampaign(ctx, in, f.key); err != nil {
+			return err
+		}
+		if upload != nil {
+			rep, err := c.AddRecipients(ctx, out.ID, contentType, upload, api.ImportOptions{})
+			if err != nil {
+				return fmt.Errorf("campaign %s stays a draft: %w", out.ID, err)
+			}
+			out.Import, out.Total = &rep, rep.Total
+			if start {
+				if out.Campaign, err = c.CampaignAction(ctx, out.ID, "start"); err != nil {
+					return fmt.Errorf("campaign %s stays a draft: %w", out.ID, err)
+				}
+			}
+		}
+		if err := a.print(out, campaignPairs(out)); err != nil || a.format != "table" {
+			return err
+		}
+		return a.printImportErrors(out.Import)
+	})
+}
+
+func campaignPairs(c createdCampaign) pairs {
+	p := pairs{
+		{"campaign", c.ID}, {"name", c.Name}, {"state", c.State}, {"reason", c.Reason}, {"from", mailbox(c.From)},
+		{"subject", c.Subject}, {"recipients", number(c.Total)}, {"created", moment(c.CreatedAt)}, {"started", moment(c.StartedAt)},
+		{"finished", moment(c.FinishedAt)},
+	}
+	if c.InFlight > 0 {
+		p = append(p, [2]string{"in flight", number(c.InFlight)})
+	}
+	if i := c.Import; i != nil {
+		p = append(p, [2]string{"import", fmt.Sprintf("%d rows, %d recipients, %d duplicates, %d unsubscribed, %d rejected",
+			i.RowsRead, i.Created, i.Duplicates, i.SkippedUnsubscribed, i.Rejected)})
+	}
+	for _, w := range c.Warnings {
+		p = append(p, [2]string{"warning", strings.TrimSpace(w.Code + " " + w.Part + " " + w.Detail)})
+	}
+	return p
+}
+
+func mailbox(m api.Mailbox) string {
+	if m.Name == "" {
+		return m.Email
+	}
+	return m.Name + " <" + m.Email + ">"
+}
+
+// maxShownErrors is how many rejected rows a table shows; JSON has them all.
+const maxShownErrors = 20
+
+func (a *app) printImportErrors(i *api.ImportReport) error {
+	if i == nil || len(i.Errors) == 0 {
+		return nil
+	}
+	t := &rows{header: []string{"line", "column", "value", "error"}}
+	for n, e := range i.Errors {
+		if n == maxShownErrors {
+			t.note = "There are more: -o json shows them."
+			break
+		}
+		t.add(number(e.Line), e.Column, e.Value, strings.TrimSpace(e.Code+" "+e.Detail))
+	}
+	return printTable(a.err, t)
+}
+
+func (a *app) campaignAction(action, short string) *cobra.Command {
+	return &cobra.Command{
+		Use:     action + " ID",
+		Short:   short,
+		Example: "  relayctl campaign " + action + " cmp_0k2c9xw4",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(c *api.Client) error {
+				r, err := c.CampaignAction(cmd.Context(), args[0], action)
+				if err != nil {
+					return err
+				}
+				return a.print(r, campaignPairs(createdCampaign{Campaign: r}))
+			})
+		},
+	}
+}
+
+func (a *app) campaignList() *cobra.Command {
+	limit, account := 0, ""
+	c := &cobra.Command{
+		Use:     "list",
+		Short:   "List campaigns, newest first",
+		Example: "  relayctl campaign list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(func(c *api.Client) error {
+				page, err := collect(cmd.Context(), limit, func(ctx context.Context, l api.List) (api.Page[api.Campaign], error) {
+					p, err := c.Campaigns(ctx, account, l)
+					return api.Page[api.Campaign](p), err
+				})
+				if err != nil {
+					return err
+				}
+				t := &rows{header: []string{"id", "name", "state", "recipients", "created", "started", "finished"}, note: more(page.HasMore)}
+				for _, r := range page.Data {
+					t.add(r.ID, r.Name, r.State, number(r.Total), moment(r.CreatedAt), moment(r.StartedAt), moment(r.FinishedAt))
+				}
+				return a.print(page, t)
+			})
+		},
+	}
+	limitFlag(c, &limit)
+	c.Flags().StringVar(&account, "account", "", "`account`; default: the caller's own")
+	return c
+}
+
+func (a *app) campaignRecipients() *cobra.Command {
+	limit, state := 0, ""
+	c := &cobra.Command{
+		Use:   "recipients ID",
+		Short: "List what became of each recipient",
+		Example: `  relayctl campaign recipients cmp_0k2c9xw4 --state bounced
+  relayctl campaign recipients cmp_0k2c9xw4 --limit 0 -o csv > result.csv`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(c *api.Client) error {
+				page, err := collect(cmd.Context(), limit, func(ctx context.Context, l api.List) (api.Page[api.RecipientResult], error) {
+					p, err := c.CampaignRecipients(ctx, args[0], state, l)
+					return api.Page[api.RecipientResult](p), err
+				})
+				if err != nil {
+					return err
+				}
+				t := &rows{header: []string{"address", "state", "reason", "attempts", "host", "reply", "at", "envelope"}, note: more(page.HasMore)}
+				for _, r := range page.Data {
+					host, text := "", ""
+					if s := r.SMTP; s != nil {
+						host, text = s.Host, strings.TrimSpace(fmt.Sprintf("%d %s %s", s.Code, s.Enhanced, s.Text))
+					}
+					t.add(r.Address, r.State, r.Reason, number(r.Attempts), host, text, momentOf(r.At), r.Message)
+				}
+				return a.print(page, t)
+			})
+		},
+	}
+	limitFlag(c, &limit)
+	c.Flags().StringVar(&state, "state", "", "only recipients in this `state`: pending, deferred, delivered, bounced…")
+	return c
+}
+
+func (a *app) campaignShow() *cobra.Command {
+	watch := false
+	c := &cobra.Command{
+		Use:   "show ID",
+		Short: "Show how far a campaign has come",
+		Example: `  relayctl campaign show cmp_0k2c9xw4
+  relayctl campaign show cmp_0k2c9xw4 --watch`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(c *api.Client) error {
+				p, err := c.CampaignProgress(cmd.Context(), args[0])
+				if err == nil && watch {
+					p, err = a.watch(cmd.Context(), c, p)
+				}
+				if err != nil {
+					return err
+				}
+				return a.print(p, progressPairs(p))
+			})
+		},
+	}
+	c.Flags().BoolVar(&watch, "watch", false, "draw a progress bar on standard error until the campaign has ended")
+	return c
+}
+
+func progressPairs(p api.Progress) pairs {
+	t := pairs{{"campaign", p.ID}, {"name", p.Name}, {"state", p.State}, {"reason", p.Reason}, {"recipients", number(p.Total)}}
+	c := p.Counts
+	for _, n := range []struct {
+		name string
+		n    int64
+	}{
+		{"pending", c.Pending}, {"sending", c.Sending}, {"deferred", c.Deferred}, {"delivered", c.Delivered}, {"bounced", c.Bounced},
+		{"failed", c.Failed}, {"suppressed", c.Suppressed}, {"unsubscribed", c.Unsubscribed}, {"render failed", c.RenderFailed},
+		{"expired", c.Expired}, {"cancelled", c.Cancelled}, {"invalid", c.Invalid}, {"in doubt", c.InDoubt},
+	} {
+		if n.n > 0 {
+			t = append(t, [2]string{n.name, number(n.n)})
+		}
+	}
+	return append(t, pairs{
+		{"rate", fmt.Sprintf("%.1f/s now, %.1f/s on average", p.Rate.Last10s, p.Rate.Average)}, {"limited by", p.LimitedBy},
+		{"started", momentOf(p.StartedAt)}, {"finished", momentOf(p.FinishedAt)}, {"eta", momentOf(p.ETA)},
+	}...)
+}
+
+var errWatchEnded = errors.New("stopped watching: the campaign goes on")

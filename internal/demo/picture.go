@@ -1,0 +1,85 @@
+package demo
+
+import (
+	"bytes"
+	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"math"
+)
+
+// Picture paints a banner and returns it as a PNG of about size bytes, within two per cent where size is above 8,000.
+// The grain that makes it as heavy as a photograph is the same at every start.
+func Picture(size int) ([]byte, error) {
+	const bytesPerPixel = 1.5 // what a grainy pixel weighs at least
+	width := max(480, int(math.Sqrt(4*float64(size)/bytesPerPixel)))
+	b := banner{image.NewRGBA(image.Rect(0, 0, width, width/4))}
+	all := width * (width / 4)
+	b.paint(0)
+	smooth, err := b.encode()
+	if err != nil || len(smooth) >= size {
+		return smooth, err
+	}
+	// The weight is nearly linear in the number of grainy pixels: a few steps of interpolation find it.
+	low, high := 0, all
+	lowSize, grain, best := len(smooth), min(all, size/2), smooth
+	for range 12 {
+		b.paint(grain)
+		if best, err = b.encode(); err != nil {
+			return nil, err
+		}
+		switch d := len(best) - size; {
+		case d >= 0 && d <= size/100:
+			return best, nil
+		case d < 0:
+			low, lowSize = grain, len(best)
+		default:
+			high = grain
+		}
+		slope := max(0.5, float64(len(best)-len(smooth))/float64(max(1, grain)))
+		next := low + int(float64(size+size/200-lowSize)/slope)
+		if next <= low || next >= high {
+			next = (low + high) / 2
+		}
+		grain = min(all, next)
+	}
+	return best, nil
+}
+
+type banner struct{ img *image.RGBA }
+
+// paint draws a sky with three suns and puts grain on the first pixels.
+func (b banner) paint(grain int) {
+	box := b.img.Bounds()
+	w, h := box.Dx(), box.Dy()
+	for y := range h {
+		for x := range w {
+			c := color.RGBA{uint8(40 + 170*x/w), uint8(60 + 60*y/h), uint8(140 - 70*x/w), 255} //nolint:gosec // within 0 to 255
+			for i, sun := range []color.RGBA{{255, 214, 102, 255}, {255, 159, 67, 255}, {238, 82, 83, 255}} {
+				dx, dy, r := x-w*(i+1)/4, y-h/2, h/3
+				if dx*dx+dy*dy < r*r {
+					c = sun
+				}
+			}
+			if i := y*w + x; i < grain {
+				m := mix(uint64(i)) //nolint:gosec // i counts from 0
+				c.R, c.G, c.B = shade(c.R, m), shade(c.G, m>>8), shade(c.B, m>>16)
+			}
+			b.img.SetRGBA(x, y, c)
+		}
+	}
+}
+
+// shade moves a colour by -32 to +31.
+func shade(c uint8, m uint64) uint8 {
+	return uint8(min(255, max(0, int(c)+int(m&63)-32))) //nolint:gosec // clamped
+}
+
+func (b banner) encode() ([]byte, error) {
+	var out bytes.Buffer
+	if err := png.Encode(&out, b.img); err != nil {
+		return nil, fmt.Errorf("encode picture: %w", err)
+	}
+	return out.Bytes(), nil
+}
