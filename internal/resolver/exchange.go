@@ -1,0 +1,171 @@
+package resolver
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	udpSize    = 1232 // what we take by UDP, so that answers are not fragmented (DNS flag day 2020)
+	maxIgnored = 100  // datagrams that are not our answer; then the server counts as silent
+	rounds     = 2    // how often each server is asked
+	suspension = 30 * time.Second
+)
+
+// server is one resolver to ask.
+type server struct {
+	addr    netip.AddrPort
+	resumes atomic.Int64 // Unix nanoseconds until which it is asked last, after it did not answer
+}
+
+// exchange asks the servers in turn until one gives an answer that says something about the name: NOERROR or NXDOMAIN.
+func (r *Resolver) exchange(ctx context.Context, q question) (*dns.Msg, error) {
+	var errs []error
+	for range rounds {
+		for _, s := range r.order() {
+			m, err := r.askServer(ctx, s, q)
+			if err == nil {
+				s.resumes.Store(0)
+				return m, nil
+			}
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			s.resumes.Store(r.now().Add(suspension).UnixNano())
+			if len(errs) < len(r.servers) { // the second round says the same
+				errs = append(errs, fmt.Errorf("server %s: %w", s.addr, err))
+			}
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+// order returns the servers as configured, those that did not answer lately last.
+func (r *Resolver) order() []*server {
+	now := r.now().UnixNano()
+	good, bad := make([]*server, 0, len(r.servers)), []*server(nil)
+	for _, s := range r.servers {
+		if s.resumes.Load() > now {
+			bad = append(bad, s)
+		} else {
+			good = append(good, s)
+		}
+	}
+	return append(good, bad...)
+}
+
+// askServer asks by UDP and, when the answer does not fit, by TCP.
+func (r *Resolver) askServer(ctx context.Context, s *server, q question) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	m, err := r.ask(ctx, "udp", s, q, true)
+	if err == nil && m.Truncated {
+		m, err = r.ask(ctx, "tcp", s, q, true)
+	}
+	if err == nil && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented) {
+		// A server that knows no EDNS0 (RFC 6891 section 7).
+		if m, err = r.ask(ctx, "udp", s, q, false); err == nil && m.Truncated {
+			m, err = r.ask(ctx, "tcp", s, q, false)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+		return nil, errors.New(rcodeName(m.Rcode))
+	}
+	return m, nil
+}
+
+func rcodeName(rcode int) string {
+	if s, ok := dns.RcodeToString[rcode]; ok {
+		return s
+	}
+	return fmt.Sprintf("response code %d", rcode)
+}
+
+// ask sends one question with an identifier and from a port of its own, both random (RFC 5452 section 9.2), and waits for
+// its answer.
+func (r *Resolver) ask(ctx context.Context, network string, s *server, q question, edns bool) (*dns.Msg, error) {
+	m := new(dns.Msg)
+	m.SetQuestion(q.name, q.typ) // draws the identifier from crypto/rand
+	if edns {
+		m.SetEdns0(udpSize, false)
+	}
+	packed, err := m.Pack()
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, s.addr.String()) // a connected socket takes datagrams of that server only
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	// An ended context ends a read or write under way.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // the socket is closing then
+	defer stop()
+	if network == "tcp" {
+		packed = append(binary.BigEndian.AppendUint16(nil, uint16(len(packed))), packed...)
+	}
+	if _, err := conn.Write(packed); err != nil {
+		return nil, orContext(ctx, err)
+	}
+	buf := r.buffers.Get().(*[]byte)
+	defer r.buffers.Put(buf)
+	for range maxIgnored {
+		n, err := read(conn, network, *buf)
+		if err != nil {
+			return nil, orContext(ctx, err)
+		}
+		answer := new(dns.Msg)
+		if err := answer.Unpack((*buf)[:n]); err == nil && answers(answer, m) {
+			return answer, nil
+		} else if err != nil && n >= 12 && binary.BigEndian.Uint16(*buf) == m.Id && (*buf)[2]&0x82 == 0x82 {
+			return &dns.Msg{MsgHdr: dns.MsgHdr{Truncated: true}}, nil // cut in the middle of a record
+		}
+		r.metrics.mismatch.Inc()
+		if network == "tcp" {
+			return nil, errors.New("answer to another question")
+		}
+	}
+	return nil, errors.New("too many answers to other questions")
+}
+
+func read(conn net.Conn, network string, buf []byte) (int, error) {
+	if network != "tcp" {
+		return conn.Read(buf)
+	}
+	if _, err := io.ReadFull(conn, buf[:2]); err != nil {
+		return 0, err
+	}
+	n := int(binary.BigEndian.Uint16(buf))
+	return io.ReadFull(conn, buf[:n])
+}
+
+// answers tells whether a is the answer to q: RFC 5452 section 9.1.
+func answers(a, q *dns.Msg) bool {
+	return a.Response && a.Id == q.Id && a.Opcode == dns.OpcodeQuery && len(a.Question) == 1 &&
+		a.Question[0].Qtype == q.Question[0].Qtype && a.Question[0].Qclass == q.Question[0].Qclass &&
+		strings.EqualFold(a.Question[0].Name, q.Question[0].Name)
+}
+
+func orContext(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return errors.New("no answer in time")
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
