@@ -2,6 +2,8 @@ package intake
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"relayd/dkim"
@@ -25,7 +27,7 @@ type Keyring interface {
 // Suppression tells whether mail to an address is unwanted: suppression.List.
 type Suppression interface {
 	Check(ctx context.Context, account string, to mail.Path, broadcast bool) (*suppression.Entry, error)
-	CheckTx(tx kv.Tx, account string, to mail.Path, broadcast bool) (*suppression.Entry, error)
+	CheckManyTx(tx kv.Tx, account string, to []mail.Path, broadcast bool) ([]*suppression.Entry, error)
 }
 
 // Deps are what an Intake works with.
@@ -33,55 +35,109 @@ type Deps struct {
 	Spool       *spool.Store
 	Keys        Keyring
 	Domains     DomainBook
-	Suppression Suppression      // nil: nobody is suppressed
+	Suppression Suppression
 	Hostname    string           // in Received and Message-ID
 	Now         func() time.Time // nil: time.Now
 }
 
-// Intake is the one door: only it creates messages.
-type Intake struct{}
+// Intake is the one door. Its methods may be called from many goroutines.
+type Intake struct {
+	cfg  Config
+	deps Deps
+}
 
 // New returns the door.
-func New(cfg Config, deps Deps) (*Intake, error) { panic("stub") }
+func New(cfg Config, deps Deps) (*Intake, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Spool == nil || deps.Keys == nil || deps.Domains == nil || deps.Suppression == nil || deps.Hostname == "" {
+		return nil, errors.New("intake: spool, keys, domains, suppression and hostname are needed")
+	}
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	return &Intake{cfg, deps}, nil
+}
 
-// CheckSender tells whether a credential may use a domain as the sender's. A refusal is a *mail.Error.
-func (in *Intake) CheckSender(c account.Credential, domain string) error { panic("stub") }
+// Accept stores a message durably, with one envelope for each recipient, and returns its queue ID. A refusal is a
+// *mail.Error; any other error is temporary, and nothing is stored.
+func (in *Intake) Accept(ctx context.Context, s *Submission) (mail.QueueID, error) {
+	t, err := in.begin(s)
+	if err != nil {
+		return mail.QueueID{}, err
+	}
+	body := in.deps.Spool.NewBody(ctx, t.id)
+	m, err := t.read(body)
+	if err != nil {
+		body.Abort()
+		return mail.QueueID{}, err
+	}
+	envs := t.envelopes()
+	done, err := t.suppress(ctx, envs)
+	if err != nil {
+		body.Abort()
+		return mail.QueueID{}, err
+	}
+	if err := in.deps.Spool.Commit(ctx, m, body, envs, done); err != nil {
+		body.Abort()
+		return mail.QueueID{}, fmt.Errorf("commit message %s: %w", t.id, err)
+	}
+	return t.id, nil
+}
 
-// Accept stores a message durably, one envelope for each recipient, and returns its queue ID.
-func (in *Intake) Accept(ctx context.Context, s *Submission) (mail.QueueID, error) { panic("stub") }
+// maxPrepared bounds the body of a prepared message: it becomes one value of the store.
+const maxPrepared = 1 << 20
 
 // Prepared is a message ready to be stored in a transaction of the caller.
-type Prepared struct{ ID mail.QueueID }
+type Prepared struct {
+	ID mail.QueueID
 
-// Prepare does all of Accept but storing. The message may have at most 1 MiB of body.
-func (in *Intake) Prepare(ctx context.Context, s *Submission) (*Prepared, error) { panic("stub") }
+	in      *Intake
+	taking  *taking
+	message *spool.Message
+	body    []byte
+	envs    []*spool.Envelope
+	done    []spool.Result
+}
+
+// Prepare does all of Accept but storing, for a message that becomes durable with its cause: a DSN with its bounce. The
+// body has at most 1 MiB.
+func (in *Intake) Prepare(_ context.Context, s *Submission) (*Prepared, error) {
+	t, err := in.begin(s)
+	if err != nil {
+		return nil, err
+	}
+	var body memoryBody
+	m, err := t.read(&body)
+	if err != nil {
+		return nil, err
+	}
+	return &Prepared{ID: t.id, in: in, taking: t, message: m, body: body}, nil
+}
 
 // PutTx stores the message in tx. It may run more than once.
-func (p *Prepared) PutTx(tx kv.Tx) error { panic("stub") }
+func (p *Prepared) PutTx(tx kv.Tx) (err error) {
+	p.envs = p.taking.envelopes()
+	p.done, err = p.in.suppressTx(tx, p.taking.account, p.envs, p.taking.broadcast(), p.taking.now)
+	if err != nil {
+		return fmt.Errorf("put message %s: %w", p.ID, err)
+	}
+	return p.in.deps.Spool.PutTx(tx, p.message, p.body, p.envs, p.done)
+}
 
 // Added wakes the queues. Call it after the transaction is durable.
-func (p *Prepared) Added() { panic("stub") }
+func (p *Prepared) Added() { p.in.deps.Spool.Added(p.envs, p.done) }
 
-// Page is one step of a campaign's fan-out.
-type Page struct {
-	Message    *spool.Message // the campaign's
-	Recipients []PageRecipient
-	Envelopes  []*spool.Envelope // filled in by PageTx
-	Done       []spool.Result    // filled in by PageTx: the suppressed ones
+// memoryBody is a body of at most maxPrepared octets.
+type memoryBody []byte
+
+func (b *memoryBody) Write(p []byte) (int, error) {
+	if len(*b)+len(p) > maxPrepared {
+		return 0, fmt.Errorf("prepare message: body of more than %d octets", maxPrepared)
+	}
+	*b = append(*b, p...)
+	return len(p), nil
 }
 
-// PageRecipient is one recipient of a campaign.
-type PageRecipient struct {
-	To   mail.Path
-	N    uint64 // of the envelope's ID, derived from campaign and address
-	Data []byte // snapshot of the merge data
-}
-
-// PageTx creates the envelopes of p in tx and settles those of suppressed recipients at once. It may run more than once.
-func (in *Intake) PageTx(tx kv.Tx, p *Page) error { panic("stub") }
-
-// PageAdded wakes the queues. Call it after the transaction is durable.
-func (in *Intake) PageAdded(p *Page) { panic("stub") }
-
-// CheckRecipient tells whether mail to that address can be taken at all.
-func CheckRecipient(to mail.Path) error { return nil }
+func (b *memoryBody) Size() int64 { return int64(len(*b)) }

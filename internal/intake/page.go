@@ -1,0 +1,81 @@
+package intake
+
+import (
+	"fmt"
+	"time"
+
+	"relayd/internal/kv"
+	"relayd/internal/mail"
+	"relayd/internal/suppression"
+	"relayd/spool"
+)
+
+// Page is one step of a campaign's fan-out.
+type Page struct {
+	Message    *spool.Message // the campaign's, without a body
+	Recipients []PageRecipient
+	Envelopes  []*spool.Envelope // filled in by PageTx
+	Done       []spool.Result    // filled in by PageTx: those of suppressed recipients
+}
+
+// PageRecipient is one recipient of a campaign.
+type PageRecipient struct {
+	To   mail.Path
+	N    uint64 // of the envelope's ID, derived from campaign and address
+	Data []byte // snapshot of the merge data
+}
+
+// PageTx creates the envelopes of p in tx and settles those of suppressed recipients at once. It may run more than once.
+func (in *Intake) PageTx(tx kv.Tx, p *Page) (err error) {
+	m, now := p.Message, in.deps.Now()
+	p.Envelopes = make([]*spool.Envelope, len(p.Recipients))
+	for i, r := range p.Recipients {
+		p.Envelopes[i] = &spool.Envelope{
+			ID:          mail.EnvelopeID{Message: m.ID, N: r.N},
+			Queue:       spool.Queue{Account: m.Account, Stream: m.Stream, Domain: r.To.Domain},
+			Class:       spool.Bulk,
+			To:          r.To,
+			Data:        r.Data,
+			NextAttempt: now,
+		}
+	}
+	if p.Done, err = in.suppressTx(tx, m.Account, p.Envelopes, true, now); err != nil {
+		return fmt.Errorf("put page of %s: %w", m.ID, err)
+	}
+	return in.deps.Spool.PutTx(tx, m, nil, p.Envelopes, p.Done)
+}
+
+// PageAdded wakes the queues. Call it after the transaction is durable.
+func (in *Intake) PageAdded(p *Page) { in.deps.Spool.Added(p.Envelopes, p.Done) }
+
+// suppressTx returns the results of those envelopes whose recipients are suppressed.
+func (in *Intake) suppressTx(
+	tx kv.Tx, account string, envs []*spool.Envelope, broadcast bool, now time.Time,
+) (done []spool.Result, err error) {
+	to := make([]mail.Path, len(envs))
+	for i, e := range envs {
+		to[i] = e.To
+	}
+	entries, err := in.deps.Suppression.CheckManyTx(tx, account, to, broadcast)
+	if err != nil {
+		return nil, err
+	}
+	for i, entry := range entries {
+		if entry != nil {
+			done = append(done, suppressed(envs[i], entry, now))
+		}
+	}
+	return done, nil
+}
+
+func suppressed(e *spool.Envelope, entry *suppression.Entry, now time.Time) spool.Result {
+	return spool.Result{
+		ID:      e.ID,
+		Outcome: spool.Suppressed,
+		Reply: mail.Reply{
+			Code: 550, Status: mail.Status{Class: 5, Subject: 7, Detail: 1}, Text: "Recipient is suppressed: " + entry.Reason,
+		},
+		Reason: entry.Reason,
+		At:     now,
+	}
+}
