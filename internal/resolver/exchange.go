@@ -81,8 +81,13 @@ func (r *Resolver) askServer(ctx context.Context, s *server, q question) (*dns.M
 	if err != nil {
 		return nil, err
 	}
-	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+	switch {
+	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
 		return nil, errors.New(rcodeName(m.Rcode))
+	case m.Truncated:
+		return nil, errors.New("answer cut off")
+	case m.Rcode == dns.RcodeSuccess && len(m.Answer) == 0 && !m.Authoritative && !m.RecursionAvailable:
+		return nil, errors.New("server refers to others and does not look up itself") // not "no such record"
 	}
 	return m, nil
 }
@@ -131,7 +136,7 @@ func (r *Resolver) ask(ctx context.Context, network string, s *server, q questio
 		answer := new(dns.Msg)
 		if err := answer.Unpack((*buf)[:n]); err == nil && answers(answer, m) {
 			return answer, nil
-		} else if err != nil && n >= 12 && binary.BigEndian.Uint16(*buf) == m.Id && (*buf)[2]&0x82 == 0x82 {
+		} else if err != nil && network == "udp" && n >= 12 && binary.BigEndian.Uint16(*buf) == m.Id && (*buf)[2]&0x82 == 0x82 {
 			return &dns.Msg{MsgHdr: dns.MsgHdr{Truncated: true}}, nil // cut in the middle of a record
 		}
 		r.metrics.mismatch.Inc()

@@ -143,7 +143,7 @@ func (r *Resolver) LookupIP(ctx context.Context, host string) ([]netip.Addr, err
 	switch {
 	case len(addrs) > 0:
 		return addrs, nil
-	case errors.Is(err6, ErrTemporary) && !errors.Is(err4, ErrNXDomain):
+	case errors.Is(err6, ErrTemporary):
 		return nil, err6
 	}
 	return nil, err4
