@@ -21,28 +21,33 @@ func Picture(size int) ([]byte, error) {
 	if err != nil || len(smooth) >= size {
 		return smooth, err
 	}
-	// The weight is nearly linear in the number of grainy pixels: a few steps of interpolation find it.
+	// The weight grows with the grainy pixels, nearly linearly: a few steps of interpolation find the lightest that is heavy
+	// enough.
 	low, high := 0, all
-	lowSize, grain, best := len(smooth), min(all, size/2), smooth
+	lowSize, slope := len(smooth), 2.0
+	var best []byte
 	for range 12 {
+		grain := low + int(float64(size+size/200-lowSize)/slope)
+		if grain <= low || grain >= high {
+			grain = (low + high + 1) / 2
+		}
 		b.paint(grain)
-		if best, err = b.encode(); err != nil {
+		painted, err := b.encode()
+		if err != nil {
 			return nil, err
 		}
-		switch d := len(best) - size; {
-		case d >= 0 && d <= size/100:
-			return best, nil
-		case d < 0:
-			low, lowSize = grain, len(best)
-		default:
-			high = grain
+		slope = max(0.5, float64(len(painted)-len(smooth))/float64(grain))
+		if len(painted) < size {
+			low, lowSize = grain, len(painted)
+			continue
 		}
-		slope := max(0.5, float64(len(best)-len(smooth))/float64(max(1, grain)))
-		next := low + int(float64(size+size/200-lowSize)/slope)
-		if next <= low || next >= high {
-			next = (low + high) / 2
+		high, best = grain, painted
+		if len(painted) <= size+size/100 {
+			break
 		}
-		grain = min(all, next)
+	}
+	if best == nil {
+		return nil, fmt.Errorf("a picture of %d pixels cannot weigh %d bytes", all, size)
 	}
 	return best, nil
 }
