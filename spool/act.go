@@ -1,36 +1,409 @@
 package spool
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"relayd/internal/event"
+	"relayd/internal/kv"
+	"relayd/internal/mail"
+)
 
 // Action is what an operator does to envelopes.
 type Action string
 
 // The actions.
 const (
-	ActionHold    Action = "hold"    // no attempt until released
+	ActionHold    Action = "hold"    // no attempt until released; held envelopes do not expire
 	ActionRelease Action = "release" // ends a hold
 	ActionRetry   Action = "retry"   // due now
 	ActionFail    Action = "fail"    // settles as failed
 )
 
+// event is the type of the event that tells of one envelope, "" for an unknown action.
+func (a Action) event() string {
+	switch a {
+	case ActionHold:
+		return "message.held"
+	case ActionRelease:
+		return "message.released"
+	case ActionRetry:
+		return "message.retried"
+	case ActionFail:
+		return "message.failed"
+	}
+	return ""
+}
+
+// actSlice is how many envelopes one transaction of an action changes at most.
+const actSlice = 250
+
 // ActResult counts what an action met.
 type ActResult struct {
 	Matched   int `json:"matched"`   // envelopes that the selector selected
 	Changed   int `json:"changed"`   // those that the action changed; with dry run: that it would change
-	InFlight  int `json:"in_flight"` // leased: hold takes effect if the attempt defers them; retry and fail do not
-	Unchanged int `json:"unchanged"` // nothing to do
+	InFlight  int `json:"in_flight"` // being attempted: a hold takes effect if the attempt defers them, retry and fail do not
+	Unchanged int `json:"unchanged"` // nothing to do, or finished meanwhile
+}
+
+// order is an action with its author.
+type order struct {
+	action   Action
+	who, why string
+	now      time.Time
+}
+
+func (o *order) data() map[string]any {
+	data := map[string]any{"who": o.who}
+	if o.why != "" {
+		data["why"] = o.why
+	}
+	return data
 }
 
 // Act applies an action to the envelopes that sel selects, in slices, each of them one transaction that is atomic
-// against delivery. who and why stand in the events. With dryRun it only counts.
+// against delivery. who and why stand in the events. With dryRun it only counts. On error the counts tell how far it
+// came; it may be repeated.
 func (s *Store) Act(ctx context.Context, a Action, sel Selector, who, why string, dryRun bool) (ActResult, error) {
-	panic("stub")
+	var total ActResult
+	if a.event() == "" {
+		return total, fmt.Errorf("%w: %q", ErrAction, a)
+	}
+	o := order{action: a, who: who, why: why, now: s.now()}
+	c, err := s.newScanner(sel, nil)
+	if err != nil {
+		return total, err
+	}
+	for more := true; more; {
+		var page []Info
+		c.left = scanBudget
+		if page, _, more, err = c.next(ctx, nil, actSlice); err != nil {
+			return total, fmt.Errorf("%s envelopes: %w", a, err)
+		}
+		total.Matched += len(page)
+		if dryRun {
+			for i := range page {
+				total.forecast(a, &page[i], o.now)
+			}
+			continue
+		}
+		if err := s.actSlice(ctx, &o, page, &total); err != nil {
+			return total, fmt.Errorf("%s envelopes: %w", a, err)
+		}
+	}
+	return total, nil
+}
+
+// forecast counts what the action would do to an envelope.
+func (r *ActResult) forecast(a Action, info *Info, now time.Time) {
+	e := &info.Envelope
+	change := false
+	switch a {
+	case ActionHold:
+		change = info.State != StateHeld
+	case ActionRelease:
+		change = e.Held
+	case ActionRetry:
+		change = info.State != StateHeld && e.NextAttempt.After(now)
+	case ActionFail:
+		change = true
+	}
+	switch {
+	case info.State == StateLeased && a != ActionRelease:
+		r.InFlight++
+	case change:
+		r.Changed++
+	default:
+		r.Unchanged++
+	}
+}
+
+func (r *ActResult) add(o ActResult) {
+	r.Changed += o.Changed
+	r.InFlight += o.InFlight
+	r.Unchanged += o.Unchanged
+}
+
+// actSlice applies an action to a page of envelopes in one transaction.
+func (s *Store) actSlice(ctx context.Context, o *order, page []Info, total *ActResult) error {
+	if len(page) == 0 {
+		return nil
+	}
+	ids := make([]mail.EnvelopeID, len(page))
+	for i := range page {
+		ids[i] = page[i].Envelope.ID
+	}
+	var result ActResult
+	var moves []move
+	err := s.db.Update(ctx, func(tx kv.Tx) (err error) {
+		result, moves = ActResult{}, moves[:0]
+		if err := s.checkOwner(tx); err != nil {
+			return err
+		}
+		found, err := locate(tx, ids)
+		if err != nil {
+			return err
+		}
+		result.Unchanged = len(ids) - len(found)
+		if o.action == ActionFail {
+			moves, err = s.failTx(tx, o, found, &result, moves)
+			return err
+		}
+		for i := range found {
+			if moves, err = s.actTx(tx, o, &found[i], &result, moves); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.queues.apply(moves)
+	s.countMoves(moves, Failed)
+	total.add(result)
+	return nil
+}
+
+// located is an envelope with its message and its place, as a transaction sees them.
+type located struct {
+	message  *Message
+	envelope *Envelope
+	at       place
+}
+
+// locate reads envelopes and finds where they stand. Those that have gone are left out.
+func locate(tx kv.Tx, ids []mail.EnvelopeID) ([]located, error) {
+	keys := make([][]byte, len(ids))
+	for i, id := range ids {
+		keys[i] = envelopeKey(id)
+	}
+	records, err := tx.GetMany(tableEnvelope, keys)
+	if err != nil {
+		return nil, err
+	}
+	cache := messageCache{tx: tx, messages: map[mail.QueueID]*Message{}}
+	found := make([]located, 0, len(ids))
+	for i, id := range ids {
+		if records[i] == nil {
+			continue
+		}
+		e, err := decodeEnvelope(id, records[i])
+		if err != nil {
+			return nil, err
+		}
+		m, err := cache.get(id.Message)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, located{m, e, inFlight})
+	}
+	return found, findPlaces(tx, found)
+}
+
+func findPlaces(tx kv.Tx, found []located) error {
+	keys := make([][]byte, len(found))
+	for i := range found {
+		keys[i] = dueKeyOf(found[i].envelope)
+	}
+	due, err := tx.GetMany(tableDue, keys)
+	if err != nil {
+		return err
+	}
+	for i := range found {
+		keys[i] = heldKeyOf(found[i].envelope)
+	}
+	held, err := tx.GetMany(tableHeld, keys)
+	if err != nil {
+		return err
+	}
+	for i := range found {
+		switch {
+		case due[i] != nil:
+			found[i].at = waitingPlace(len(due[i]) == 1 && due[i][0] != 0)
+		case held[i] != nil:
+			found[i].at = inHeld
+		}
+	}
+	return nil
+}
+
+// leave takes an envelope out of its place.
+func (l *located) leave(tx kv.Tx) error {
+	if l.at == inHeld {
+		return tx.Delete(tableHeld, heldKeyOf(l.envelope))
+	}
+	return tx.Delete(tableDue, dueKeyOf(l.envelope))
+}
+
+// actTx holds, releases or retries one envelope.
+func (s *Store) actTx(tx kv.Tx, o *order, l *located, result *ActResult, moves []move) ([]move, error) {
+	e := l.envelope
+	was := *l
+	next := *e
+	switch {
+	case o.action == ActionHold && !e.Held:
+		next.Held = true
+	case o.action == ActionRelease && e.Held:
+		next.Held = false
+		next.Deferred = e.NextAttempt.After(o.now)
+	case o.action == ActionRetry && l.at == inLater && e.NextAttempt.After(o.now):
+		next.NextAttempt, next.Deferred = o.now, false
+	case o.action == ActionRetry && l.at == inFlight:
+		result.InFlight++
+		return moves, nil
+	default:
+		result.Unchanged++
+		return moves, nil
+	}
+	if l.at == inFlight { // the mark waits in the record for the end of the attempt
+		if o.action == ActionHold {
+			result.InFlight++
+		} else {
+			result.Changed++
+		}
+	} else {
+		result.Changed++
+		if err := was.leave(tx); err != nil {
+			return moves, err
+		}
+		to, err := putWaiting(tx, &next)
+		if err != nil {
+			return moves, err
+		}
+		moves = append(moves, move{id: e.ID, queue: e.Queue, class: e.Class, from: l.at, to: to, next: next.NextAttempt})
+	}
+	if err := tx.Put(tableEnvelope, envelopeKey(e.ID), appendEnvelope(nil, &next)); err != nil {
+		return moves, err
+	}
+	m := l.message
+	return moves, s.events.Append(tx, event.Event{
+		Type: o.action.event(), At: o.now, Account: m.Account, Envelope: e.ID.String(), Stream: m.Stream,
+		Campaign: m.Campaign, From: m.ReversePath.String(), To: e.To.String(), Attempt: e.Attempts, Data: o.data(),
+	})
+}
+
+// failTx settles what waits or is held as failed.
+func (s *Store) failTx(tx kv.Tx, o *order, found []located, result *ActResult, moves []move) ([]move, error) {
+	r := Result{
+		Outcome: Failed, Reason: "operator", At: o.now,
+		Reply: mail.Reply{Code: 554, Status: mail.Status{Class: 5}, Text: "Given up by the operator"},
+	}
+	settled, moves, err := s.settleWaiting(tx, found, r, o.data(), moves)
+	result.Changed += settled
+	result.InFlight += len(found) - settled
+	return moves, err
+}
+
+// settleWaiting gives all that wait or are held the same final result, and tells how many those are.
+func (s *Store) settleWaiting(tx kv.Tx, found []located, r Result, data map[string]any, moves []move) (int, []move, error) {
+	work := make([]settling, 0, len(found))
+	for i := range found {
+		l := &found[i]
+		if l.at == inFlight {
+			continue
+		}
+		if err := l.leave(tx); err != nil {
+			return 0, moves, err
+		}
+		r.ID = l.envelope.ID
+		w := s.settling(l.message, l.envelope, r, r.At)
+		w.event.Data = data
+		work = append(work, w)
+		moves = append(moves, move{id: r.ID, queue: l.envelope.Queue, class: l.envelope.Class, from: l.at, to: nowhere})
+	}
+	return len(work), moves, s.finish(tx, work)
+}
+
+// countMoves counts envelopes that were settled without an attempt.
+func (s *Store) countMoves(moves []move, o Outcome) {
+	for i := range moves {
+		if moves[i].to == nowhere {
+			s.metrics.settled.WithLabelValues(o.String()).Inc()
+		}
+	}
 }
 
 // CancelCampaign settles the envelopes of a campaign that wait or are held as cancelled, in slices, and tells how
-// many. Leased ones are left to their attempt.
-func (s *Store) CancelCampaign(ctx context.Context, campaign string) (int, error) { panic("stub") }
+// many. Leased ones are left to their attempt. The caller has ended the fan-out before.
+func (s *Store) CancelCampaign(ctx context.Context, campaign string) (int, error) {
+	total := 0
+	for _, q := range s.queues.ofStream(campaign) {
+		for {
+			versions := s.queues.versions([]Queue{q})
+			n, err := s.cancelSlice(ctx, campaign, q)
+			if err != nil {
+				return total, fmt.Errorf("cancel campaign %s: %w", campaign, err)
+			}
+			if total += n; n == 0 {
+				s.queues.corrected([]Queue{q}, versions, [][classes]int64{{never, never, never}})
+				break
+			}
+		}
+	}
+	return total, nil
+}
 
-// PauseStream makes Take pass over the queues of a stream or campaign until it is called with false. It lasts as long
-// as the process: the owner of the pause applies it again after a restart.
-func (s *Store) PauseStream(stream string, paused bool) { panic("stub") }
+// cancelSlice cancels some envelopes of one queue.
+func (s *Store) cancelSlice(ctx context.Context, campaign string, q Queue) (n int, err error) {
+	var moves []move
+	r := Result{Outcome: Cancelled, Reason: "campaign_cancelled", At: s.now()}
+	err = s.db.Update(ctx, func(tx kv.Tx) error {
+		n, moves = 0, moves[:0]
+		if err := s.checkOwner(tx); err != nil {
+			return err
+		}
+		ids, err := idsOfQueue(tx, q, actSlice)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		found, err := locate(tx, ids)
+		if err != nil {
+			return err
+		}
+		found = slices.DeleteFunc(found, func(l located) bool { return l.message.Campaign != campaign })
+		n, moves, err = s.settleWaiting(tx, found, r, nil, moves)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.queues.apply(moves)
+	s.countMoves(moves, Cancelled)
+	return n, nil
+}
+
+// idsOfQueue lists envelopes of a queue that wait or are held.
+func idsOfQueue(tx kv.Tx, q Queue, most int) ([]mail.EnvelopeID, error) {
+	var ids []mail.EnvelopeID
+	for class := range classes {
+		prefix := appendQueueKey(nil, q, class)
+		for _, table := range [...]kv.Table{tableDue, tableHeld} {
+			if len(ids) >= most {
+				return ids, nil
+			}
+			err := tx.Scan(table, prefix, kv.PrefixEnd(prefix), func(k, _ []byte) (bool, error) {
+				id, err := mail.EnvelopeIDFromKey(k[max(0, len(k)-mail.EnvelopeKeySize):])
+				ids = append(ids, id)
+				return len(ids) < most, err
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return ids, nil
+}
+
+// ofStream lists the queues of a stream or campaign.
+func (t *queueTable) ofStream(stream string) []Queue {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	names := make([]Queue, 0, len(t.streams[stream]))
+	for q := range t.streams[stream] {
+		names = append(names, q.name)
+	}
+	return names
+}

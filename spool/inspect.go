@@ -1,9 +1,14 @@
 package spool
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
+	"relayd/internal/kv"
 	"relayd/internal/mail"
 )
 
@@ -61,6 +66,9 @@ type OutcomeRecord struct {
 	InDoubt    int
 	AcceptedAt time.Time
 	SettledAt  time.Time
+	From       mail.Path // reverse-path
+	MessageID  string    // "" for a campaign
+	Subject    string    // "" for a campaign
 }
 
 // Stats counts the envelopes of the store. Queued is the sum of the four counts behind it.
@@ -86,40 +94,276 @@ type QueueStat struct {
 	NextDue  time.Time // zero when nothing waits
 }
 
-// Stats returns the counts of the whole store.
-func (s *Store) Stats(ctx context.Context) (Stats, error) { panic("stub") }
+// totals counts the live envelopes by place.
+func (t *queueTable) totals() [places]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.total
+}
+
+// queued counts the live envelopes.
+func (t *queueTable) queued() int {
+	n := 0
+	for _, c := range t.totals() {
+		n += c
+	}
+	return n
+}
+
+func (t *queueTable) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.queues)
+}
+
+// any tells whether a queue is there that the selector may match. What a lease has just taken is still counted.
+func (t *queueTable) any(sel *Selector) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name := range t.queues {
+		if sel.matchQueue(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// Stats returns the counts of the whole store. While mail flows the counts from memory and the durable ones may be a
+// few envelopes apart.
+func (s *Store) Stats(ctx context.Context) (Stats, error) {
+	t := s.queues.totals()
+	stats := Stats{
+		Ready: int64(max(0, t[inReady])), Deferred: int64(max(0, t[inLater])), Held: int64(max(0, t[inHeld])),
+		Leased: int64(max(0, t[inFlight])), Outcomes: make(map[string]int64, len(outcomeNames)-1),
+	}
+	stats.Queued = stats.Ready + stats.Deferred + stats.Held + stats.Leased
+	err := s.db.View(ctx, func(tx kv.Tx) error {
+		return tx.Scan(tableCounter, nil, nil, func(_, v []byte) (bool, error) { // one row per node
+			n, err := decodeCounts(v)
+			stats.Accepted += int64(n[0]) //nolint:gosec // a count of envelopes
+			for o := Delivered; o.final(); o++ {
+				stats.Outcomes[o.String()] += int64(n[o]) //nolint:gosec // a count of envelopes
+			}
+			return true, err
+		})
+	})
+	if err != nil {
+		return Stats{}, fmt.Errorf("read counters: %w", err)
+	}
+	return stats, nil
+}
 
 // QueueStats returns one entry per queue that has envelopes, sorted by name. It touches no disk.
-func (s *Store) QueueStats() []QueueStat { panic("stub") }
+func (s *Store) QueueStats() []QueueStat {
+	t := s.queues
+	t.mu.Lock()
+	stats := make([]QueueStat, 0, len(t.queues))
+	for _, q := range t.queues {
+		if q.count == [places]int{} {
+			continue
+		}
+		stat := QueueStat{
+			Queue: q.name, Ready: max(0, q.count[inReady]), Deferred: max(0, q.count[inLater]),
+			Held: max(0, q.count[inHeld]), Leased: max(0, q.count[inFlight]), Paused: t.paused[q.name.Stream],
+		}
+		if len(q.ages) > 0 {
+			stat.Oldest = time.Unix(q.ages[0].minute*60, 0).UTC()
+		}
+		if next := slices.Min(q.next[:]); next != never {
+			stat.NextDue = time.Unix(0, max(next, q.notBefore)).UTC()
+		}
+		stats = append(stats, stat)
+	}
+	t.mu.Unlock()
+	slices.SortFunc(stats, func(a, b QueueStat) int {
+		return cmp.Or(cmp.Compare(a.Queue.Account, b.Queue.Account), cmp.Compare(a.Queue.Stream, b.Queue.Stream),
+			cmp.Compare(a.Queue.Domain, b.Queue.Domain))
+	})
+	return stats
+}
 
-// CampaignStats counts the live envelopes of a campaign from memory. Held ones count as deferred.
-func (s *Store) CampaignStats(campaign string) (waiting, deferred, leased int) { panic("stub") }
+// CampaignStats counts the live envelopes of a campaign from memory: those that wait for their first attempt, those
+// that wait for a later one or are held, and those being attempted.
+func (s *Store) CampaignStats(campaign string) (waiting, deferred, leased int) {
+	t := s.queues
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for q := range t.streams[campaign] {
+		waiting += q.count[inReady]
+		deferred += q.count[inLater] + q.count[inHeld]
+		leased += q.count[inFlight]
+	}
+	return max(0, waiting), max(0, deferred), max(0, leased)
+}
 
-// InDoubt is the number of envelopes that Open found under lease: each may be delivered twice.
-func (s *Store) InDoubt() int { panic("stub") }
+// stateOf tells where a live envelope is.
+func (s *Store) stateOf(e *Envelope) State {
+	s.queues.mu.Lock()
+	_, leased := s.queues.leased[e.ID]
+	s.queues.mu.Unlock()
+	switch {
+	case leased:
+		return StateLeased
+	case e.Held:
+		return StateHeld
+	case e.Deferred:
+		return StateDeferred
+	}
+	return StateReady
+}
+
+func newInfo(m *Message, e *Envelope, state State) Info {
+	info := Info{
+		Envelope: *e, State: state, From: m.ReversePath, Campaign: m.Campaign, MessageID: m.MessageID, Subject: m.Subject,
+		Size: m.Size, Account: e.Queue.Account, Stream: e.Queue.Stream, Credential: m.Credential, ClientIP: m.ClientIP,
+		AcceptedAt: m.AcceptedAt, ExpiresAt: m.ExpiresAt,
+	}
+	info.Envelope.Data = nil
+	return info
+}
+
+// finishedInfo is the Info of an envelope that has its outcome.
+func finishedInfo(o *OutcomeRecord) Info {
+	return Info{
+		Envelope: Envelope{
+			ID: o.ID, Queue: o.Queue, To: o.To, Attempts: o.Attempts, InDoubt: o.InDoubt, LastReply: o.Reply,
+			LastHost: o.Host, LastAt: o.SettledAt,
+		},
+		State: StateFinished, From: o.From, MessageID: o.MessageID, Subject: o.Subject, Account: o.Queue.Account,
+		Stream: o.Queue.Stream, AcceptedAt: o.AcceptedAt, Outcome: o,
+	}
+}
 
 // List returns live envelopes that sel selects, in the order of acceptance, and a cursor for what follows, "" at the
 // end. A page may be short, even empty, before the end: one call examines a bounded number of envelopes. limit is 1 to
 // 1,000. It is correct while mail flows: an envelope that is live all the while is listed exactly once.
 func (s *Store) List(ctx context.Context, sel Selector, cursor string, limit int) ([]Info, string, error) {
-	panic("stub")
+	after, err := decodeCursor(cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err := s.newScanner(sel, after)
+	if err != nil {
+		return nil, "", err
+	}
+	page, last, more, err := c.next(ctx, nil, min(max(limit, 1), maxPage))
+	if err != nil {
+		return nil, "", fmt.Errorf("list envelopes: %w", err)
+	}
+	if !more || last == nil {
+		return page, "", nil
+	}
+	return page, encodeCursor(last), nil
 }
 
-// Get returns one message and its envelopes, live and finished, at most 1,000. ErrNotFound when nothing is known of
-// it. The message is nil when only outcomes are left.
-func (s *Store) Get(ctx context.Context, id mail.QueueID) (*Message, []Info, error) { panic("stub") }
+// Get returns one message and its envelopes, live ones and then finished ones, at most 1,000 each. The message is nil
+// when only outcomes are left. ErrNotFound when nothing is known of it.
+func (s *Store) Get(ctx context.Context, id mail.QueueID) (*Message, []Info, error) {
+	var m *Message
+	err := s.db.View(ctx, func(tx kv.Tx) error {
+		v, err := tx.Get(tableMessage, id[:])
+		if err == nil && v != nil {
+			m, err = decodeMessage(id, v)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("get message %s: %w", id, err)
+	}
+	infos, err := s.ListEnvelopes(ctx, id, ^uint64(0), maxPage)
+	if err != nil {
+		return nil, nil, err
+	}
+	outcomes, err := s.ListOutcomes(ctx, id, ^uint64(0), maxPage)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range outcomes {
+		infos = append(infos, finishedInfo(&outcomes[i]))
+	}
+	if m == nil && len(infos) == 0 {
+		return nil, nil, fmt.Errorf("get message %s: %w", id, ErrNotFound)
+	}
+	return m, infos, nil
+}
 
-// ListEnvelopes returns the live envelopes of a message with N above after, at most limit; after is ^uint64(0) for
-// the beginning.
+// ListEnvelopes returns the live envelopes of a message with N above after, at most limit; after is ^uint64(0) for the
+// beginning.
 func (s *Store) ListEnvelopes(ctx context.Context, id mail.QueueID, after uint64, limit int) ([]Info, error) {
-	panic("stub")
+	c, err := s.newScanner(Selector{Messages: []mail.QueueID{id}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.skip(firstKey(id, after))
+	page, _, _, err := c.next(ctx, nil, min(max(limit, 1), maxPage))
+	if err != nil {
+		return nil, fmt.Errorf("list envelopes of %s: %w", id, err)
+	}
+	return page, nil
+}
+
+// firstKey is the first key of a message behind after.
+func firstKey(id mail.QueueID, after uint64) []byte {
+	return envelopeKey(mail.EnvelopeID{Message: id, N: after + 1}) // ^uint64(0) wraps to the beginning
 }
 
 // ListOutcomes returns the outcomes of the envelopes of a message with N above after, at most limit; after is
 // ^uint64(0) for the beginning.
 func (s *Store) ListOutcomes(ctx context.Context, id mail.QueueID, after uint64, limit int) ([]OutcomeRecord, error) {
-	panic("stub")
+	limit = min(max(limit, 1), maxPage)
+	var page []OutcomeRecord
+	err := s.db.View(ctx, func(tx kv.Tx) error {
+		return tx.Scan(tableOutcome, firstKey(id, after), kv.PrefixEnd(id[:]), func(k, v []byte) (bool, error) {
+			eid, err := mail.EnvelopeIDFromKey(k)
+			if err != nil {
+				return false, err
+			}
+			o, err := decodeOutcome(eid, v)
+			if err != nil {
+				return false, err
+			}
+			page = append(page, *o)
+			return len(page) < limit, nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list outcomes of %s: %w", id, err)
+	}
+	return page, nil
 }
 
-// Purge removes outcomes settled before a time, at most most of them, and tells how many it removed.
-func (s *Store) Purge(ctx context.Context, before time.Time, most int) (int, error) { panic("stub") }
+// Purge removes outcomes settled before a time, at most most of them (10,000), and tells how many it removed. Fewer
+// than most means that none is left. Outcomes stand in the order of acceptance: those accepted before the time but
+// settled after it are passed over.
+func (s *Store) Purge(ctx context.Context, before time.Time, most int) (int, error) {
+	most = min(most, maxLease)
+	var keys [][]byte
+	end := mail.NewQueueID(before)
+	clear(end[6:])
+	err := s.db.View(ctx, func(tx kv.Tx) error {
+		return tx.Scan(tableOutcome, nil, end[:], func(k, v []byte) (bool, error) {
+			settled, err := settledAt(v)
+			if err != nil {
+				return false, err
+			}
+			if settled.Before(before) {
+				keys = append(keys, bytes.Clone(k))
+			}
+			return len(keys) < most, nil
+		})
+	})
+	if err == nil && len(keys) > 0 {
+		err = s.db.Update(ctx, func(tx kv.Tx) error {
+			for _, k := range keys {
+				if err := tx.Delete(tableOutcome, k); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return 0, fmt.Errorf("purge outcomes: %w", err)
+	}
+	return len(keys), nil
+}

@@ -38,6 +38,8 @@ type Message struct {
 	Credential  string      // who submitted it, for queue listings
 	ClientIP    string      //
 	Keep        bool        // settle does not remove it with its last envelope (campaigns remove theirs)
+
+	chunks uint32 // of its body; set by the spool
 }
 
 // RetryPolicy spaces the attempts of an envelope: attempt n+1 comes First * Multiplier^(n-1) after attempt n.
@@ -60,11 +62,18 @@ type Envelope struct {
 	NextAttempt time.Time
 	Attempts    int        // transactions in which it was presented
 	InDoubt     int        // times a crash left it leased: possible duplicates
+	Deferred    bool       // it was queued for a later time: after an attempt, or scheduled; set by the spool
 	Held        bool       // by an operator
 	LastReply   mail.Reply // of the last attempt
 	LastHost    string     // that gave LastReply
 	LastAt      time.Time
+
+	known bool // set by PutTx: see Known
 }
+
+// Known tells, after PutTx of a campaign's page, that the envelope had been stored or finished before: PutTx has left
+// it alone, and Added does not count it.
+func (e *Envelope) Known() bool { return e.known }
 
 // Queue is tenant/stream-or-campaign@domain: the unit in which work waits, is counted and is leased.
 type Queue struct {
@@ -99,6 +108,9 @@ func (o Outcome) String() string {
 	}
 	return "unknown"
 }
+
+// final tells an outcome from Deferred.
+func (o Outcome) final() bool { return o > Deferred && int(o) < len(outcomeNames) }
 
 // Result says what became of one leased envelope.
 type Result struct {

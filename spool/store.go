@@ -2,7 +2,11 @@ package spool
 
 import (
 	"context"
-	"io"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"relayd/internal/event"
@@ -10,91 +14,265 @@ import (
 	"relayd/internal/mail"
 )
 
-// CONTRACT STUB: the owner of this package replaces every body in this file; signatures stay.
+// schemaVersion is the layout of the tables. Open refuses a store of a newer one.
+const schemaVersion = 1
 
-// Store is the durable queue.
-type Store struct{}
+// node is the number of this process among those that share a store. There is one today.
+const node = 0
 
-// SettleHook runs inside the settling transaction, for what must become durable with the outcome: event, campaign
-// counters, suppression. It may run more than once.
+// Store is the durable queue. Its methods may be called from many goroutines.
+type Store struct {
+	db      kv.DB
+	events  *event.Log
+	now     func() time.Time
+	log     *slog.Logger
+	metrics *metrics
+	queues  *queueTable
+	hooks   []SettleHook
+	epoch   uint64 // fencing number of this Open
+	seq     atomic.Uint64
+	inDoubt int
+}
+
+// SettleHook runs inside the settling transaction with the envelopes that have come to their outcome (not with deferred
+// ones), for what must become durable with it: campaign counters, suppression. It may run more than once, and must not
+// keep what it is given.
 type SettleHook func(tx kv.Tx, settled []Settled) error
 
-// Open recovers the store in db: envelopes under lease go back to their queues with InDoubt counted.
-// The outcome of every envelope is appended to log in the settling transaction.
-func Open(ctx context.Context, db kv.DB, log *event.Log, cfg Config) (*Store, error) { panic("stub") }
+// Open recovers the store in db: envelopes under lease go back to their queues with InDoubt counted, bodies without a
+// message are removed, and the table of queues is rebuilt. The outcome of every envelope is appended to log in the
+// settling transaction. A process that still has the store open loses it: its leases can no longer be settled.
+func Open(ctx context.Context, db kv.DB, log *event.Log, cfg Config) (*Store, error) {
+	s := &Store{db: db, events: log, now: cfg.Now, log: cfg.Log, queues: newQueueTable()}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.metrics = newMetrics(cfg.Metrics, s.queues)
+	if err := s.takeOver(ctx); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	if err := s.recoverLeases(ctx); err != nil {
+		return nil, fmt.Errorf("open spool: recover leases: %w", err)
+	}
+	swept, err := s.sweepDrafts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open spool: sweep bodies: %w", err)
+	}
+	if err := s.rebuild(ctx); err != nil {
+		return nil, fmt.Errorf("open spool: rebuild queues: %w", err)
+	}
+	s.metrics.inDoubt.Add(float64(s.inDoubt))
+	s.log.Info("spool.opened", "count", s.queues.queued(), "in_doubt", s.inDoubt, "swept", swept)
+	return s, nil
+}
 
 // OnSettle registers a hook; call before the first Settle.
-func (s *Store) OnSettle(h SettleHook) { panic("stub") }
+func (s *Store) OnSettle(h SettleHook) { s.hooks = append(s.hooks, h) }
 
-// NewBody returns a writer that stores a body under id, full chunks ahead of the message's commit.
-func (s *Store) NewBody(ctx context.Context, id mail.QueueID) *BodyWriter { panic("stub") }
+// InDoubt is the number of envelopes that Open found under lease: each may be delivered twice.
+func (s *Store) InDoubt() int { return s.inDoubt }
 
-// BodyWriter is an io.Writer. Not for concurrent use.
-type BodyWriter struct{}
+var (
+	keySchema  = []byte("schema")
+	keyOwner   = binary.BigEndian.AppendUint32([]byte("owner/"), node)
+	keyCounter = binary.BigEndian.AppendUint32(nil, node)
+)
 
-func (b *BodyWriter) Write(p []byte) (int, error) { panic("stub") }
-
-// Size is the number of octets written.
-func (b *BodyWriter) Size() int64 { panic("stub") }
-
-// Abort removes what was written ahead. After Commit it does nothing.
-func (b *BodyWriter) Abort() { panic("stub") }
-
-// Commit stores a message, its body and its envelopes durably. The queue wakes up. done holds final results of
-// envelopes in envs that need no attempt (suppressed at the door): they settle in the same transaction.
-func (s *Store) Commit(ctx context.Context, m *Message, body *BodyWriter, envs []*Envelope, done []Result) error {
-	panic("stub")
+// takeOver checks the schema and takes the next fencing number.
+func (s *Store) takeOver(ctx context.Context) error {
+	return s.db.Update(ctx, func(tx kv.Tx) error {
+		values, err := tx.GetMany(tableSpool, [][]byte{keySchema, keyOwner})
+		if err != nil {
+			return err
+		}
+		switch v, n := binary.Uvarint(values[0]); {
+		case values[0] == nil:
+			if err := tx.Put(tableSpool, keySchema, binary.AppendUvarint(nil, schemaVersion)); err != nil {
+				return err
+			}
+		case n <= 0:
+			return fmt.Errorf("schema %w", ErrCorrupt)
+		case v > schemaVersion:
+			return fmt.Errorf("%w: the store has version %d, this program knows %d: use the newer program", ErrSchema, v, schemaVersion)
+		}
+		s.epoch = 1
+		if values[1] != nil {
+			if len(values[1]) != 8 {
+				return fmt.Errorf("owner %w", ErrCorrupt)
+			}
+			s.epoch = binary.BigEndian.Uint64(values[1]) + 1
+		}
+		return tx.Put(tableSpool, keyOwner, binary.BigEndian.AppendUint64(nil, s.epoch))
+	})
 }
 
-// PutTx writes a message with its body (at most 1 MiB, nil for none) and envelopes in the caller's transaction: a
-// fan-out page, or a DSN that becomes durable with the bounce that caused it. In a later page of a campaign m is known
-// already: it is written again with the same bytes. Call Added with the same arguments after the transaction is durable.
-func (s *Store) PutTx(tx kv.Tx, m *Message, body []byte, envs []*Envelope, done []Result) error {
-	panic("stub")
+// checkOwner fails the transaction when another process has opened the store since.
+func (s *Store) checkOwner(tx kv.Tx) error {
+	v, err := tx.Get(tableSpool, keyOwner)
+	if err != nil {
+		return err
+	}
+	if len(v) != 8 || binary.BigEndian.Uint64(v) != s.epoch {
+		return ErrDeposed
+	}
+	return nil
 }
 
-// Added tells the in-memory queues of envelopes that PutTx wrote.
-func (s *Store) Added(envs []*Envelope, done []Result) { panic("stub") }
-
-// RemoveMessageTx removes the record of a message with Keep set.
-func (s *Store) RemoveMessageTx(tx kv.Tx, id mail.QueueID) error { panic("stub") }
-
-// Take returns up to most queues that have work due at now, urgent ones first, and marks them taken: they are not
-// returned again before Return.
-func (s *Store) Take(now time.Time, most int) []Queue { panic("stub") }
-
-// Return gives a taken queue back. It is not offered again before notBefore (zero: as soon as it has due work).
-func (s *Store) Return(q Queue, notBefore time.Time) { panic("stub") }
-
-// Changed receives after work was added or a queue was returned; NextDue tells when the next queue falls due (zero: none).
-func (s *Store) Changed() <-chan struct{} { panic("stub") }
-
-// NextDue is the earliest time at which Take could return a queue.
-func (s *Store) NextDue() time.Time { panic("stub") }
-
-// Lease is the exclusive right of this process to attempt the envelopes in it.
-type Lease struct {
-	Envelopes []*Envelope
-	Messages  map[mail.QueueID]*Message
+// recoverLeases gives back what the process before us had under lease when it ended, one record a transaction.
+func (s *Store) recoverLeases(ctx context.Context) error {
+	for {
+		n := 0
+		var key []byte
+		err := s.db.Update(ctx, func(tx kv.Tx) error {
+			n, key = 0, nil
+			var rec leaseRecord
+			prefix := binary.BigEndian.AppendUint32(nil, node)
+			err := tx.Scan(tableLease, prefix, kv.PrefixEnd(prefix), func(k, v []byte) (bool, error) {
+				key = append([]byte(nil), k...)
+				var err error
+				rec, err = checkLease(append([]byte(nil), v...))
+				return false, err
+			})
+			if err != nil || key == nil {
+				return err
+			}
+			for i := range rec.len() {
+				if rec.live(i) {
+					back, err := s.recoverEnvelope(tx, rec.id(i))
+					if err != nil {
+						return err
+					}
+					n += back
+				}
+			}
+			return tx.Delete(tableLease, key)
+		})
+		if err != nil || key == nil {
+			return err
+		}
+		s.inDoubt += n
+	}
 }
 
-// Lease takes up to most due envelopes from the queues, in class order, and records them durably before it returns.
-// An empty lease means that nothing was due.
-func (s *Store) Lease(ctx context.Context, queues []Queue, now time.Time, most int) (*Lease, error) {
-	panic("stub")
+// recoverEnvelope makes an envelope due now, in doubt once more. It returns how many it gave back.
+func (s *Store) recoverEnvelope(tx kv.Tx, id mail.EnvelopeID) (int, error) {
+	key := envelopeKey(id)
+	v, err := tx.Get(tableEnvelope, key)
+	if err != nil || v == nil {
+		return 0, err
+	}
+	e, err := decodeEnvelope(id, v)
+	if err != nil {
+		return 0, err
+	}
+	e.InDoubt++
+	e.NextAttempt = s.now()
+	e.Deferred = false
+	if _, err := putWaiting(tx, e); err != nil {
+		return 0, err
+	}
+	return 1, tx.Put(tableEnvelope, key, appendEnvelope(nil, e))
 }
 
-// Settle makes the results durable in one transaction with the hooks: final outcomes remove their envelope, a deferred
-// one returns to its queue. Envelopes of the lease without a result stay leased. ErrLeaseLost when one is not leased.
-// extra runs in the same transaction, last.
-func (s *Store) Settle(ctx context.Context, l *Lease, results []Result, extra ...func(kv.Tx) error) error {
-	panic("stub")
+// putWaiting stands an envelope in its queue, or with the held ones, and tells where.
+func putWaiting(tx kv.Tx, e *Envelope) (place, error) {
+	if e.Held {
+		return inHeld, tx.Put(tableHeld, heldKeyOf(e), nil)
+	}
+	return waitingPlace(e.Deferred), tx.Put(tableDue, dueKeyOf(e), dueValue(e.Deferred))
 }
 
-// Release gives the unsettled envelopes of the lease back without counting an attempt, not before next.
-func (s *Store) Release(ctx context.Context, l *Lease, next time.Time) error { panic("stub") }
-
-// WriteBody streams the body of a message to w, chunk by chunk.
-func (s *Store) WriteBody(ctx context.Context, id mail.QueueID, w io.Writer) (int64, error) {
-	panic("stub")
+// sweepDrafts removes bodies that were written ahead of a message that never came.
+func (s *Store) sweepDrafts(ctx context.Context) (swept int, err error) {
+	for {
+		var id mail.QueueID
+		found := false
+		err := s.db.View(ctx, func(tx kv.Tx) error {
+			return tx.Scan(tableDraft, nil, nil, func(k, _ []byte) (bool, error) {
+				found = copy(id[:], k) == len(id) && len(k) == len(id)
+				if !found {
+					return false, fmt.Errorf("draft key: %w", ErrCorrupt)
+				}
+				return false, nil
+			})
+		})
+		if err != nil || !found {
+			return swept, err
+		}
+		if err := s.removeDraft(ctx, id); err != nil {
+			return swept, err
+		}
+		swept++
+	}
 }
+
+// rebuild fills the table of queues from the keys of what waits and what is held.
+func (s *Store) rebuild(ctx context.Context) error {
+	return s.db.View(ctx, func(tx kv.Tx) error {
+		r := rebuilder{table: s.queues}
+		err := tx.Scan(tableDue, nil, nil, func(k, v []byte) (bool, error) {
+			if len(v) != 1 {
+				return false, fmt.Errorf("due record: %w", ErrCorrupt)
+			}
+			return true, r.add(k, dueTail, waitingPlace(v[0] != 0))
+		})
+		if err != nil {
+			return err
+		}
+		err = tx.Scan(tableHeld, nil, nil, func(k, _ []byte) (bool, error) {
+			return true, r.add(k, mail.EnvelopeKeySize, inHeld)
+		})
+		r.flush()
+		return err
+	})
+}
+
+// rebuilder adds envelopes to the table, whose keys come queue by queue.
+type rebuilder struct {
+	table *queueTable
+	text  string
+	name  Queue
+	moves []move
+}
+
+func (r *rebuilder) add(key []byte, tail int, to place) error {
+	text, class, err := parseQueueKey(key, tail)
+	if err != nil {
+		return err
+	}
+	if string(text) != r.text {
+		r.text = string(text)
+		if r.name, err = parseQueue(r.text); err != nil {
+			return err
+		}
+	}
+	m := move{queue: r.name, class: class, from: nowhere, to: to}
+	if m.id, err = mail.EnvelopeIDFromKey(key[len(key)-mail.EnvelopeKeySize:]); err != nil {
+		return err
+	}
+	if to != inHeld {
+		m.next = fromNanos(int64(binary.BigEndian.Uint64(key[len(key)-tail:]))) //nolint:gosec // written from 63 bits
+	}
+	if r.moves = append(r.moves, m); len(r.moves) == 1024 {
+		r.flush()
+	}
+	return nil
+}
+
+func (r *rebuilder) flush() {
+	r.table.apply(r.moves)
+	r.moves = r.moves[:0]
+}
+
+// logCorrupt tells of a record that cannot be read. The loop that met it goes on without it: the record stays where it
+// is, for an operator to look at.
+func (s *Store) logCorrupt(id mail.EnvelopeID, err error) {
+	s.metrics.corrupt.Inc()
+	s.log.Error("record.unreadable", "envelope", id.String(), "err", err)
+}
+
+// errMissing is the cause of ErrCorrupt where one record refers to another that is not there.
+var errMissing = errors.New("record is missing")
