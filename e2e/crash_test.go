@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net/mail"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// copies counts the messages per recipient, and requires that all copies of one recipient's message are the same message.
+func copies(t *testing.T, got []delivery) map[string]int {
+	t.Helper()
+	ids, n := map[string]string{}, map[string]int{}
+	for _, d := range got {
+		m, err := mail.ReadMessage(bytes.NewReader(d.Data))
+		require.NoError(t, err)
+		id := m.Header.Get("Message-Id")
+		require.NotEmpty(t, id)
+		if first, ok := ids[d.To]; ok {
+			require.Equal(t, first, id, "a duplicate has the same Message-ID")
+		}
+		ids[d.To] = id
+		n[d.To]++
+	}
+	return n
+}
+
+var inDoubt = regexp.MustCompile(`"msg":"spool\.recovered"[^\n]*"count":(\d+)`)
+
+// doubted sums the in-doubt envelopes that this process found when it opened its spool.
+func (r *relay) doubted() int {
+	sum := 0
+	for _, m := range inDoubt.FindAllStringSubmatch(r.logText(), -1) {
+		n, err := strconv.Atoi(m[1])
+		require.NoError(r.t, err)
+		sum += n
+	}
+	return sum
+}
+
+func TestCampaignSurvivesKills(t *testing.T) {
+	t.Parallel()
+	const total = 10_000
+	s := newSink(t, "", nil)
+	r := newRelay(t, options{mxPort: s.port, extra: "[campaign]\npage_size = 200\n"})
+	var csv bytes.Buffer
+	csv.WriteString("email,name\n")
+	for i := range 20 {
+		r.mx(fmt.Sprintf("d%d.example", i))
+	}
+	for i := range total {
+		fmt.Fprintf(&csv, "user%d@d%d.example,이름 %d\n", i, i%20, i)
+	}
+	file := filepath.Join(t.TempDir(), "c.csv")
+	require.NoError(t, os.WriteFile(file, csv.Bytes(), 0o600))
+	r.domain("shop.example")
+	body := short(false)
+	delete(body, "recipients")
+	id := r.campaign(body)
+	var report struct{ Created int }
+	r.json(&report, "campaign", "recipients", "add", id, file)
+	require.Equal(t, total, report.Created)
+
+	doubted, kills := 0, 0
+	killAt := func(what string, cond func() bool) {
+		wait(t, what, 60*time.Second, cond)
+		r.kill()
+		kills++
+		r.start()
+		doubted += r.doubted()
+	}
+	r.json(nil, "campaign", "start", id)
+	killAt("the first pages of the fan-out", func() bool { return s.count() > 0 })
+	for _, n := range []int{500, 1000, 2000, 4000, 6000, 8000} {
+		killAt(fmt.Sprintf("%d deliveries", n), func() bool { return s.count() >= n })
+	}
+	wait(t, "the campaign to complete", 120*time.Second, func() bool { return r.progress(id).State == "completed" })
+
+	n := copies(t, s.all())
+	require.Len(t, n, total, "every recipient was reached")
+	duplicates := s.count() - total
+	t.Logf("%d kills, %d in doubt, %d duplicates", kills, doubted, duplicates)
+	require.LessOrEqual(t, duplicates, doubted, "duplicates only among those in doubt")
+	require.Equal(t, total, r.progress(id).Counts["delivered"])
+	require.Zero(t, r.stats().Queued)
+}
+
+func TestSubmissionSurvivesKills(t *testing.T) {
+	t.Parallel()
+	s := newSink(t, "", nil)
+	r := newRelay(t, options{mxPort: s.port})
+	r.mx("dest.example")
+	l := r.domain("shop.example")
+	accepted := map[string]bool{}
+	doubted := 0
+	for round := range 5 {
+		stop := make(chan struct{})
+		done := make(chan []string)
+		for w := range 4 {
+			go func() {
+				var ok []string
+				defer func() { done <- ok }()
+				for i := 0; ; i++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					to := fmt.Sprintf("r%d-w%d-%d@dest.example", round, w, i)
+					if r.trySubmit(l, to) != nil {
+						return
+					}
+					ok = append(ok, to)
+				}
+			}()
+		}
+		before := s.count()
+		wait(t, "some mail of this round", 30*time.Second, func() bool { return s.count() >= before+20+round*7 })
+		r.kill()
+		close(stop)
+		for range 4 {
+			for _, to := range <-done {
+				accepted[to] = true
+			}
+		}
+		r.start()
+		doubted += r.doubted()
+	}
+	r.settled(60 * time.Second)
+	n := copies(t, s.all())
+	duplicates := 0
+	for to := range accepted {
+		require.Positive(t, n[to], "%s was accepted and is lost", to)
+	}
+	for _, c := range n {
+		duplicates += c - 1
+	}
+	t.Logf("%d accepted, %d in doubt, %d duplicates", len(accepted), doubted, duplicates)
+	require.LessOrEqual(t, duplicates, doubted)
+}
+
+func TestSecondDaemonIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRelay(t, options{mxPort: freePort(t)})
+	conf := r.conf
+	for _, p := range []int{r.submission, r.implicit, r.plain, r.http} {
+		conf = strings.ReplaceAll(conf, ":"+itoa(p), ":"+itoa(freePort(t)))
+	}
+	file := filepath.Join(t.TempDir(), "second.toml")
+	writeFile(t, file, conf)
+	_, stderr, code := r.tool("relayd", "run", "--config", file)
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "another relayd runs on")
+	require.Zero(t, r.stats().Queued, "the first one goes on")
+}
+
+func TestWrongConfigurationOpensNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "relayd.toml")
+	writeFile(t, file, "hostname = \"relay.example\"\ndata_dir = \""+dir+"/data\"\n[smtp]\nmax_recipents = 5\n[admin]\naddress = 7\n")
+	r := &relay{t: t}
+	for _, verb := range []string{"run", "check"} {
+		_, stderr, code := r.tool("relayd", verb, "--config", file)
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, file+`:4: smtp.max_recipents: unknown key; did you mean "max_recipients"?`)
+		require.Contains(t, stderr, file+`:6: admin.address: want a string, got 7`)
+	}
+	_, err := os.Stat(filepath.Join(dir, "data"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+	_, _, code := r.tool("relayd", "rum")
+	require.Equal(t, 2, code)
+}
