@@ -99,7 +99,11 @@ func (c *wire) readLine(timeout time.Duration, stop *atomic.Bool) ([]byte, error
 		if i := bytes.IndexByte(c.buf[c.r+seen:c.w], '\n'); i >= 0 {
 			line := c.buf[c.r : c.r+seen+i+1]
 			c.r += len(line)
-			return cutLine(line)
+			line, err := cutLine(line)
+			if err == nil && len(line)+2 > maxLine {
+				err = errLineTooLong
+			}
+			return line, err
 		}
 		seen = c.w - c.r
 		if deadline.IsZero() {

@@ -1,0 +1,74 @@
+package smtpd
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/internal/mail"
+)
+
+// FuzzCommand: whatever the line, no panic; what is accepted is printable, canonical and reads back as itself.
+func FuzzCommand(f *testing.F) {
+	for _, s := range []string{
+		"MAIL FROM:<a@example.com> SIZE=1 RET=FULL ENVID=x+2B", `RCPT TO:<"a> b\""@example.com> NOTIFY=NEVER ORCPT=rfc822;x`,
+		"EHLO [IPv6:::1]", "MAIL FROM:<>", "MAIL FROM: <@a:b@c>", "AUTH PLAIN AGE=", "RCPT TO:<a@" + strings.Repeat("b.", 126) + "c>",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		c, err := parseCommand(line)
+		if err != nil {
+			checkRefusal(t, err)
+			return
+		}
+		if name, err := parseHello(c.arg); err == nil {
+			require.NotContains(t, name, " ")
+			require.LessOrEqual(t, len(name), 255)
+		}
+		if m, err := parseMail(c.arg); err == nil {
+			checkPath(t, m.from)
+			require.GreaterOrEqual(t, m.size, int64(0))
+			require.LessOrEqual(t, len(m.envID), maxEnvID)
+		} else {
+			checkRefusal(t, err)
+		}
+		if r, err := parseRcpt(c.arg); err == nil {
+			checkPath(t, r.to)
+			require.False(t, r.to.IsNull())
+			require.LessOrEqual(t, len(r.orcpt), maxORCPT)
+		} else {
+			checkRefusal(t, err)
+		}
+	})
+}
+
+func checkPath(t *testing.T, p mail.Path) {
+	t.Helper()
+	if p.IsNull() {
+		return
+	}
+	again, err := mail.ParsePath(p.String())
+	require.NoError(t, err)
+	require.Equal(t, p, again)
+	require.Equal(t, -1, strings.IndexFunc(p.String(), func(r rune) bool { return r < ' ' || r > '~' }))
+}
+
+func checkRefusal(t *testing.T, err *mail.Error) {
+	t.Helper()
+	line := string(appendReply(nil, replyOf(err)))
+	require.Equal(t, 5, err.Reply.Code/100)
+	require.Equal(t, err.Reply.Code/100, err.Reply.Status.Class)
+	require.LessOrEqual(t, len(line), 512)
+	require.Equal(t, 1, strings.Count(line, "\r"))
+	require.Equal(t, 1, strings.Count(line, "\n"))
+}
+
+func TestReplyOf(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "451 4.3.0 Local error, please try again later", replyOf(mail.Refuse(250, mail.Status{}, "yes", nil)).String())
+	require.Equal(t, "550 5.0.0 \r\n", string(appendReply(nil, mail.Reply{Code: 550})))
+	require.Equal(t, "354 go\r\n", string(appendReply(nil, mail.Reply{Code: 354, Text: "go"})))
+	require.LessOrEqual(t, len(appendReply(nil, mail.Reply{Code: 550, Text: strings.Repeat("x", 5000)})), 512)
+}
