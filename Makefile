@@ -45,7 +45,7 @@ fmt: ## format the source
 
 .PHONY: generate
 generate: ## regenerate what is generated from the code
-	go run ./internal/docgen
+	go generate ./...
 
 .PHONY: check
 check: ## format, vet, lint, floors, race

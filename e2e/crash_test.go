@@ -33,7 +33,7 @@ func copies(t *testing.T, got []delivery) map[string]int {
 	return n
 }
 
-var inDoubt = regexp.MustCompile(`"msg":"spool\.recovered"[^\n]*"count":(\d+)`)
+var inDoubt = regexp.MustCompile(`"msg":"spool\.opened"[^\n]*"in_doubt":(\d+)`)
 
 // doubted sums the in-doubt envelopes that this process found when it opened its spool.
 func (r *relay) doubted() int {
