@@ -9,8 +9,8 @@ import (
 	"math"
 )
 
-// Picture paints a banner and returns it as a PNG of about size bytes, within two per cent where size is above 8,000.
-// The grain that makes it as heavy as a photograph is the same at every start.
+// Picture paints a banner and returns it as a PNG of at least size bytes, and at most two per cent and 500 bytes more where
+// size is above 8,000. The grain that makes it as heavy as a photograph is the same at every start.
 func Picture(size int) ([]byte, error) {
 	const bytesPerPixel = 1.5 // what a grainy pixel weighs at least
 	width := max(480, int(math.Sqrt(4*float64(size)/bytesPerPixel)))
