@@ -241,3 +241,30 @@ func checkAccount(name string) error {
 	}
 	return nil
 }
+
+// Only tells whether everything in the store belongs to one account.
+func (s *Store) Only(account string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, d := range s.configured {
+		if d.Account != account {
+			return false
+		}
+	}
+	for _, d := range s.domains {
+		if d.Account != account {
+			return false
+		}
+	}
+	for _, c := range s.credentials {
+		if c.Account != account {
+			return false
+		}
+	}
+	for _, k := range s.keys {
+		if k.Account != account {
+			return false
+		}
+	}
+	return true
+}
