@@ -162,7 +162,9 @@ func (c Config) Validate() error {
 
 func (r Retry) validate(key string) error {
 	var errs []error
-	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf("%s."+format, append([]any{key}, args...)...)) }
+	add := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s."+format, append([]any{key}, args...)...))
+	}
 	if r.Attempts < 1 || r.Attempts > 1000 {
 		add("attempts: %d is not within 1 and 1000", r.Attempts)
 	}
@@ -180,7 +182,9 @@ func (r Retry) validate(key string) error {
 
 func (h Smarthost) validate(key string) error {
 	var errs []error
-	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf("%s."+format, append([]any{key}, args...)...)) }
+	add := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s."+format, append([]any{key}, args...)...))
+	}
 	host, port, err := net.SplitHostPort(h.Address)
 	if err != nil || host == "" || port == "" {
 		add("address: %q is not host:port", h.Address)

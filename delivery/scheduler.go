@@ -3,13 +3,18 @@ package delivery
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"relayd/internal/intake"
+	"relayd/internal/mail"
 	"relayd/internal/resolver"
 	"relayd/spool"
 )
@@ -27,8 +32,9 @@ type Composer interface {
 	Compose(ctx context.Context, m *spool.Message, e *spool.Envelope) ([]byte, error)
 }
 
-// Gate is asked right before MAIL FROM whether the envelope is still wanted. A reason ends it as suppressed
-// ("cancelled" as cancelled); an error defers it without spending an attempt. Called from many goroutines.
+// Gate is asked right before MAIL FROM whether the envelope is still wanted. A reason ends it as suppressed, but
+// "cancelled" ends it as cancelled and "paused" puts it back; an error defers it without spending an attempt. Called
+// from many goroutines.
 type Gate interface {
 	Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (reason string, err error)
 }
@@ -52,15 +58,388 @@ type Deps struct {
 	Roots    *x509.CertPool        // of smarthost certificates; nil: the system's
 }
 
-// Scheduler drains the spool.
-type Scheduler struct{}
+// Scheduler drains the spool: see the journey in the package's comment.
+type Scheduler struct {
+	cfg     Config
+	store   *spool.Store
+	router  *router
+	engine  *engine
+	pool    *pool
+	settler *settler
+	retrier *retrier
+	log     *slog.Logger
+	metrics *metrics
+	now     func() time.Time
+
+	taking  context.Context // ends when no more work is taken
+	working context.Context // ends when work is abandoned
+	abandon context.CancelFunc
+	giveUp  context.CancelFunc // of the settler
+	wake    chan struct{}
+	wg      sync.WaitGroup // look-ups, leases, workers
+	running sync.Mutex     // one Run at a time
+
+	mu        sync.Mutex
+	stopping  bool
+	sites     map[string]*site
+	batches   map[*batch]struct{}
+	starved   []*site
+	streams   map[streamKey]int // lane of the last lease
+	domains   map[string]int    // failed look-ups in a row
+	lookups   int
+	workers   int
+	bulk      int // of them
+	unproven  int // of them, at sites where no session was opened yet
+	suspended int
+	swept     time.Time
+}
+
+type streamKey struct{ account, stream string }
+
+// Bounds of what is remembered and of what runs.
+const (
+	maxLookups = 256
+	maxStreams = 10_000
+	maxDomains = 10_000
+)
 
 // New checks cfg and returns a scheduler that does nothing before Run.
-func New(cfg Config, deps Deps) (*Scheduler, error) { panic("CONTRACT STUB") }
+func New(cfg Config, deps Deps) (*Scheduler, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Spool == nil || deps.Resolver == nil || deps.Hostname == "" {
+		return nil, errors.New("make scheduler: spool, resolver and hostname must be given")
+	}
+	now := deps.Now
+	if now == nil {
+		now = cfg.Now
+	}
+	if now == nil {
+		now = time.Now
+	}
+	log := deps.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	r, err := newRouter(cfg, deps)
+	if err != nil {
+		return nil, err
+	}
+	m := newMetrics(deps.Metrics)
+	s := &Scheduler{
+		cfg: cfg, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
+		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
+		streams: map[streamKey]int{}, domains: map[string]int{},
+	}
+	s.working, s.abandon = context.WithCancel(context.Background())
+	settling, giveUp := context.WithCancel(context.Background())
+	s.giveUp = giveUp
+	s.settler = &settler{
+		ctx: settling, store: deps.Spool, log: log, metrics: m, now: now, settled: s.settled,
+		notifier: &notifier{door: deps.Door, hostname: deps.Hostname, log: log, metrics: m, now: now},
+	}
+	s.engine = &engine{
+		store: deps.Spool, composer: deps.Composer, gate: deps.Gate, retrier: s.retrier, metrics: m, now: now,
+		tries: cfg.ConnectTries, wait: sleep,
+		opener: &opener{
+			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), connect: cfg.ConnectTimeout, roots: deps.Roots,
+			checkSelf: !cfg.AllowPrivateMX, brokenTLS: newHostSet(), metrics: m, now: now,
+		},
+		book: &addressBook{resolver: deps.Resolver, private: cfg.AllowPrivateMX, dead: newHostSet(), now: now},
+	}
+	return s, nil
+}
+
+// settleTime is how long results may take to become durable after everything else has stopped.
+const settleTime = 10 * time.Second
 
 // Run delivers until ctx ends; then it takes no more work, lets attempts finish for Config.Grace, abandons what is
-// left, gives back every unfinished lease and returns nil.
-func (s *Scheduler) Run(ctx context.Context) error { panic("CONTRACT STUB") }
+// left, gives every unfinished lease back without counting an attempt, and returns nil. It can run once.
+func (s *Scheduler) Run(ctx context.Context) error {
+	if !s.running.TryLock() {
+		return errors.New("run scheduler: it runs, or has run, already")
+	}
+	s.mu.Lock()
+	s.taking = ctx
+	s.mu.Unlock()
+	s.loop(ctx)
+	s.drain()
+	return nil
+}
 
-// Close abandons what runs. It is idempotent.
-func (s *Scheduler) Close() error { return nil }
+// Close abandons what runs: Run returns as soon as leases are given back. It is idempotent.
+func (s *Scheduler) Close() error {
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+	s.abandon()
+	s.poke()
+	return nil
+}
+
+func (s *Scheduler) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// loop takes due queues from the spool and sends each on its way. It never waits for anything but news.
+func (s *Scheduler) loop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := s.now()
+		next := s.take(now)
+		if t := s.pool.reap(); !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+		s.sweepSites(now)
+		wait := time.Minute
+		if !next.IsZero() {
+			wait = min(max(next.Sub(now), 0), wait)
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.working.Done():
+			return
+		case <-s.store.Changed():
+		case <-s.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// take starts look-ups for due queues, as many as may run, and tells when the next queue falls due.
+func (s *Scheduler) take(now time.Time) time.Time {
+	s.mu.Lock()
+	free := maxLookups - s.lookups
+	s.mu.Unlock()
+	if free == 0 {
+		return time.Time{} // the end of a look-up wakes us
+	}
+	queues := s.store.Take(now, free)
+	s.mu.Lock()
+	s.lookups += len(queues)
+	s.mu.Unlock()
+	for _, q := range queues {
+		s.wg.Go(func() { s.place(q) })
+	}
+	if len(queues) == free {
+		return time.Time{}
+	}
+	return s.store.NextDue()
+}
+
+// place finds the route of a queue and hands the queue to its site.
+func (s *Scheduler) place(q spool.Queue) {
+	defer func() {
+		s.mu.Lock()
+		s.lookups--
+		full := s.lookups == maxLookups-1
+		s.mu.Unlock()
+		if full {
+			s.poke()
+		}
+	}()
+	r, err := s.router.resolve(s.working, q.Domain)
+	switch {
+	case err != nil && s.working.Err() != nil:
+		s.store.Return(q, time.Time{})
+	case err != nil:
+		s.unresolved(q, err)
+	case r.refusal != nil:
+		s.forgetDomain(q.Domain)
+		s.refuse(q, r.refusal)
+	default:
+		s.forgetDomain(q.Domain)
+		s.join(q, r)
+	}
+}
+
+func (s *Scheduler) forgetDomain(domain string) {
+	s.mu.Lock()
+	delete(s.domains, domain)
+	s.mu.Unlock()
+}
+
+// unresolved sets a queue aside whose domain could not be looked up; no attempt is counted.
+func (s *Scheduler) unresolved(q spool.Queue, cause error) {
+	s.mu.Lock()
+	if len(s.domains) >= maxDomains {
+		clear(s.domains)
+	}
+	s.domains[q.Domain]++
+	n := s.domains[q.Domain]
+	s.mu.Unlock()
+	delay := backoff(s.cfg.SuspendFirst, s.cfg.SuspendMax, n, rand.Float64())
+	until := s.now().Add(delay)
+	if n == 1 {
+		s.metrics.suspensions.WithLabelValues(causeDNS).Inc()
+		s.log.Info("domain.unresolved", "domain", q.Domain, "delay", delay.Round(time.Second).String(), "err", cause)
+	}
+	s.setAside([]spool.Queue{q}, mail.Reply{
+		Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 3}, Text: "Name servers of the domain could not be asked",
+	}, "", until)
+	s.store.Return(q, until)
+}
+
+// refuse settles all that waits for a domain that takes no mail.
+func (s *Scheduler) refuse(q spool.Queue, r *refusal) {
+	s.leaseAll([]spool.Queue{q}, func(b *batch, e *spool.Envelope, m *spool.Message) settlement {
+		res := r.result(e)
+		res.At = s.now()
+		return settlement{m, e, res}
+	}, func(n, _ int) bool { return n == maxLease })
+	s.store.Return(q, time.Time{})
+}
+
+// setAside defers what is due in queues whose site or domain is out of reach, and lets expire what has waited too long.
+// The reply is noted with the first envelopes, so that an operator sees why they wait; the rest is left alone unless
+// envelopes expire.
+func (s *Scheduler) setAside(queues []spool.Queue, reply mail.Reply, host string, until time.Time) {
+	s.leaseAll(queues, func(b *batch, e *spool.Envelope, m *spool.Message) settlement {
+		res := s.retrier.unpresented(m, e, reply, s.now(), until)
+		res.Host = host
+		return settlement{m, e, res}
+	}, func(n, final int) bool { return n == maxLease && final > 0 })
+}
+
+// leaseAll leases from queues and settles each envelope at once, as long as more tells to go on.
+func (s *Scheduler) leaseAll(queues []spool.Queue, end func(*batch, *spool.Envelope, *spool.Message) settlement, more func(n, final int) bool) {
+	for !s.isStopping() {
+		l, err := s.store.Lease(s.working, queues, s.now(), maxLease)
+		if err != nil {
+			if s.working.Err() == nil {
+				s.log.Error("lease.failed", "err", err)
+			}
+			return
+		}
+		if len(l.Envelopes) == 0 {
+			return
+		}
+		b := s.track(l, nil)
+		final := 0
+		var done []settlement
+		for _, e := range l.Envelopes {
+			m := l.Messages[e.ID.Message]
+			if m == nil {
+				continue
+			}
+			d := end(b, e, m)
+			if d.result.Outcome != spool.Deferred {
+				final++
+			}
+			done = append(done, d)
+		}
+		s.settler.settle(b, done)
+		s.abandonRest(b, s.now().Add(localDelay))
+		if !more(len(l.Envelopes), final) {
+			return
+		}
+	}
+}
+
+func (s *Scheduler) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// track notes a lease, so that it is given back at the end whatever happens.
+func (s *Scheduler) track(l *spool.Lease, of *site) *batch {
+	b := &batch{lease: l, site: of, left: len(l.Envelopes)}
+	s.mu.Lock()
+	s.batches[b] = struct{}{}
+	s.mu.Unlock()
+	return b
+}
+
+// abandonRest gives back what of a lease is not settled.
+func (s *Scheduler) abandonRest(b *batch, next time.Time) {
+	s.mu.Lock()
+	_, open := s.batches[b]
+	delete(s.batches, b)
+	s.mu.Unlock()
+	if !open {
+		return
+	}
+	if err := s.store.Release(s.settler.ctx, b.lease, next); err != nil {
+		s.log.Error("release.failed", "count", b.left, "err", err)
+	}
+}
+
+// settled is told by the settler when results are durable: their site may lease more.
+func (s *Scheduler) settled(b *batch, done []settlement) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.left -= len(done)
+	if b.left == 0 {
+		delete(s.batches, b)
+	}
+	if b.site != nil {
+		for i := range done {
+			b.site.leased[laneOf(done[i].envelope.Class)]--
+		}
+		s.kick(b.site)
+	}
+}
+
+// drain ends Run: ready work is given back, attempts finish or are abandoned, results become durable.
+func (s *Scheduler) drain() {
+	s.mu.Lock()
+	s.stopping = true
+	for _, st := range s.sites {
+		st.ready = [2][]*bundle{}
+	}
+	s.mu.Unlock()
+	finished := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(finished)
+	}()
+	grace := time.NewTimer(s.cfg.Grace)
+	defer grace.Stop()
+	select {
+	case <-finished:
+	case <-grace.C:
+		s.mu.Lock()
+		n := s.workers
+		s.mu.Unlock()
+		s.log.Warn("delivery.abandoned", "count", n)
+	case <-s.working.Done():
+	}
+	s.abandon()
+	<-finished
+	s.pool.close()
+	limit := time.AfterFunc(settleTime, s.giveUp)
+	defer limit.Stop()
+	s.settler.wg.Wait()
+	s.mu.Lock()
+	open := make([]*batch, 0, len(s.batches))
+	for b := range s.batches {
+		open = append(open, b)
+	}
+	s.mu.Unlock()
+	for _, b := range open {
+		s.abandonRest(b, s.now())
+	}
+	s.giveUp()
+	s.log.Info("delivery.stopped", "count", len(open))
+}
+
+func (t Timeouts) withDefaults() Timeouts {
+	d := DefaultTimeouts()
+	for _, f := range []struct{ v, d *time.Duration }{
+		{&t.Greeting, &d.Greeting}, {&t.Command, &d.Command}, {&t.Handshake, &d.Handshake},
+		{&t.DataInit, &d.DataInit}, {&t.DataBlock, &d.DataBlock}, {&t.DataDone, &d.DataDone},
+	} {
+		if *f.v <= 0 {
+			*f.v = *f.d
+		}
+	}
+	return t
+}

@@ -1,0 +1,515 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"relayd/internal/mail"
+	"relayd/spool"
+)
+
+// Attempt is one try of a bundle on the route of its site.
+type Attempt struct {
+	*engine
+	site    *site
+	route   *route
+	session *Session // of the worker; nil when it has none
+	bundle  *bundle
+	body    []byte // of a campaign's envelope
+	tls     string // of the last session
+}
+
+// engine is what all attempts share.
+type engine struct {
+	store    *spool.Store
+	composer Composer
+	gate     Gate
+	opener   *opener
+	book     *addressBook
+	retrier  *retrier
+	metrics  *metrics
+	now      func() time.Time
+	tries    int // rounds over the hosts
+	wait     func(ctx context.Context, d time.Duration) error
+}
+
+// report is what became of an attempt.
+type report struct {
+	done    []settlement
+	again   []*spool.Envelope // were not presented: another worker, or another time
+	suspend *pause            // the site wants a pause
+	reached bool              // there was a session
+	settled bool              // a transaction went to its end
+}
+
+// pause is why a site stops for a while.
+type pause struct {
+	cause string
+	reply mail.Reply
+	host  string
+	phase Phase
+	err   error
+}
+
+// Run tries the bundle: it renders what must be rendered, gets a session, asks the gate and sends; a connection that
+// breaks is tried again, 1 s later and doubling, with the recipients that are still open.
+func (a *Attempt) Run(ctx context.Context) report {
+	var rep report
+	envs := a.bundle.envs
+	if a.bundle.message.Campaign != "" && !a.compose(ctx, &rep) {
+		return rep
+	}
+	var last error
+	for try := 0; try < a.tries && len(envs) > 0; {
+		reused := a.session != nil
+		if !reused {
+			if try > 0 && a.wait(ctx, time.Second<<(try-1)) != nil {
+				rep.again = envs
+				return rep
+			}
+			if !a.connect(ctx, &rep, envs) {
+				return rep
+			}
+		}
+		rep.reached = true
+		envs = a.wanted(ctx, &rep, envs)
+		envs = a.fitting(&rep, envs)
+		if len(envs) == 0 {
+			return rep
+		}
+		var again bool
+		if envs, again, last = a.send(ctx, &rep, envs); !again {
+			return rep
+		}
+		if !reused { // a host may close between messages: that is no trouble
+			try++
+		}
+	}
+	if len(envs) > 0 { // broken each time: it may be this message that breaks it, so this counts
+		reply := mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 2}, Text: "Connection broke: " + publicError(last)}
+		for _, e := range envs {
+			a.finish(&rep, e, a.retrier.presented(a.bundle.message, e, reply, a.now()), "")
+		}
+	}
+	return rep
+}
+
+// compose renders the envelope of a campaign.
+func (a *Attempt) compose(ctx context.Context, rep *report) bool {
+	m, e := a.bundle.message, a.bundle.envs[0]
+	err := errors.New("no composer")
+	if a.composer != nil {
+		a.body, err = a.composer.Compose(ctx, m, e)
+	}
+	if err == nil {
+		return true
+	}
+	if ctx.Err() != nil {
+		rep.again = a.bundle.envs
+		return false
+	}
+	reply := mail.ReplyOf(err)
+	res := a.retrier.unpresented(m, e, reply, a.now(), a.now().Add(localDelay))
+	if reply.Permanent() {
+		res = spool.Result{ID: e.ID, Outcome: spool.Failed, Reply: reply, Reason: reasonRender, At: a.now()}
+	}
+	a.finish(rep, e, res, "")
+	return false
+}
+
+// localDelay is the wait after a fault of our own.
+const localDelay = time.Minute
+
+// pausedDelay keeps what was leased of a stream that is paused from coming round at once.
+const pausedDelay = 5 * time.Second
+
+// connect gives the attempt a session, or says in the report why there is none.
+func (a *Attempt) connect(ctx context.Context, rep *report, envs []*spool.Envelope) bool {
+	var refused *route
+	var err error
+	a.session, refused, err = a.open(ctx)
+	switch {
+	case err == nil && refused == nil:
+		return true
+	case refused != nil:
+		for _, e := range envs {
+			a.finish(rep, e, refused.refusal.result(e), "")
+		}
+		return false
+	}
+	f := faultOf(err)
+	if f.kind == faultLocal {
+		rep.again = envs
+		return false
+	}
+	host := a.route.name
+	if h, ok := errors.AsType[*hostError](err); ok {
+		host = h.host
+	}
+	if f.kind == faultSelf {
+		for _, e := range envs {
+			a.finish(rep, e, loops().refusal.result(e), host)
+		}
+		return false
+	}
+	p := &pause{cause: causeUnreachable, reply: f.reply, host: host, phase: PhaseConnect, err: err}
+	switch {
+	case f.kind == faultAuth:
+		p.cause = causeAuth
+	case f.kind == faultReply && a.route.smart == nil && Classify(f.reply, PhaseConnect).Action == ActionBounce:
+		for _, e := range envs {
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Bounced, Presented: true, Reply: f.reply}, host)
+		}
+		return false
+	case f.kind == faultReply:
+		p.cause = causeThrottled
+	}
+	if p.reply.IsZero() {
+		p.reply = mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 1}, Text: "No host answered: " + publicError(err)}
+	}
+	rep.again, rep.suspend = envs, p
+	return false
+}
+
+// hostError says which host a fault is about.
+type hostError struct {
+	host string
+	err  error
+}
+
+func (h *hostError) Error() string { return h.host + ": " + h.err.Error() }
+func (h *hostError) Unwrap() error { return h.err }
+
+// open goes through the addresses of the route, in rounds. Among the faults of a round the one that leaves most hope
+// is returned: one temporary host is enough to keep the mail.
+func (a *Attempt) open(ctx context.Context) (*Session, *route, error) {
+	var worst error
+	for try := range a.tries {
+		if try > 0 {
+			if err := a.wait(ctx, time.Second<<(try-1)); err != nil {
+				return nil, nil, &fault{kind: faultLocal, err: err}
+			}
+		}
+		targets, refused, err := a.book.targets(ctx, a.route)
+		switch {
+		case refused != nil:
+			return nil, refused, nil
+		case err != nil:
+			if ctx.Err() != nil {
+				return nil, nil, &fault{kind: faultLocal, err: err}
+			}
+			return nil, nil, &fault{kind: faultConn, err: err}
+		}
+		again := false
+		worst = nil
+		for _, t := range targets {
+			s, err := a.opener.open(ctx, t)
+			if err == nil {
+				return s, nil, nil
+			}
+			f := faultOf(err)
+			if f.kind == faultLocal {
+				return nil, nil, err
+			}
+			a.metrics.connects.WithLabelValues(connectResult(f)).Inc()
+			if f.kind == faultConn {
+				a.book.dead.add(t.addr.Addr().String(), a.now().Add(deadFor))
+			}
+			again = again || f.kind == faultConn && !isTimeout(err)
+			if worst == nil || hope(f) > hope(faultOf(worst)) {
+				worst = &hostError{t.host + "[" + t.addr.Addr().String() + "]", err}
+			}
+		}
+		if !again {
+			break
+		}
+	}
+	return nil, nil, worst
+}
+
+// hope orders faults by the chance that another try helps.
+func hope(f *fault) int {
+	switch {
+	case f.kind == faultReply && f.reply.Temporary():
+		return 4
+	case f.kind == faultAuth: // must be heard of
+		return 3
+	case f.kind == faultSelf:
+		return 0
+	case f.kind == faultReply:
+		return 1
+	}
+	return 2
+}
+
+func connectResult(f *fault) string {
+	switch f.kind {
+	case faultTLS:
+		return "tls"
+	case faultReply:
+		return "reply"
+	case faultAuth:
+		return "auth"
+	case faultProtocol, faultSelf:
+		return "protocol"
+	}
+	if isTimeout(f.err) {
+		return "timeout"
+	}
+	return "refused"
+}
+
+func isTimeout(err error) bool {
+	n, ok := errors.AsType[net.Error](err)
+	return ok && n.Timeout()
+}
+
+func faultOf(err error) *fault {
+	if f, ok := errors.AsType[*fault](err); ok {
+		return f
+	}
+	return &fault{kind: faultConn, err: err}
+}
+
+// publicError is what a reply of ours may tell of a fault: no addresses of ours, no system texts beyond the cause.
+func publicError(err error) string {
+	f := faultOf(err)
+	switch {
+	case f.kind == faultTLS:
+		return "TLS failed"
+	case f.kind == faultProtocol:
+		return "bad reply"
+	case isTimeout(err):
+		return "timed out"
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return "closed by the host"
+	case f.kind == faultReply:
+		return f.reply.Text
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return mail.CleanText(op.Err.Error(), 100)
+	}
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return "name server failure"
+	}
+	return "connection trouble"
+}
+
+// wanted asks the gate, right before MAIL FROM.
+func (a *Attempt) wanted(ctx context.Context, rep *report, envs []*spool.Envelope) []*spool.Envelope {
+	if a.gate == nil {
+		return envs
+	}
+	m := a.bundle.message
+	open := make([]*spool.Envelope, 0, len(envs))
+	for _, e := range envs {
+		reason, err := a.gate.Blocked(ctx, m, e)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			rep.again = append(rep.again, e)
+		case err != nil:
+			a.finish(rep, e, a.retrier.unpresented(m, e, mail.ReplyOf(err), a.now(), a.now().Add(localDelay)), "")
+		case reason == "":
+			open = append(open, e)
+		case reason == "paused": // waits in its queue, which is not offered meanwhile
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Deferred, NextAttempt: a.now().Add(pausedDelay)}, "")
+		case reason == "cancelled":
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Cancelled, Reason: reason}, "")
+		default:
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Suppressed, Reason: reason}, "")
+		}
+	}
+	return open
+}
+
+// fitting settles what the host cannot take, going by its EHLO.
+func (a *Attempt) fitting(rep *report, envs []*spool.Envelope) []*spool.Envelope {
+	if reply, ok := a.session.fits(a.transaction(envs)); !ok {
+		res := spool.Result{Outcome: spool.Failed, Reply: reply, Reason: reasonEightBit}
+		if reply.Code == 552 {
+			res.Outcome, res.Reason = spool.Bounced, reasonSize
+		}
+		for _, e := range envs {
+			res.ID = e.ID
+			a.finish(rep, e, res, a.session.Name())
+		}
+		return nil
+	}
+	if a.session.ext.smtpUTF8 {
+		return envs
+	}
+	open := envs[:0:0]
+	for _, e := range envs {
+		if !e.To.NeedsUTF8() && !a.bundle.message.ReversePath.NeedsUTF8() {
+			open = append(open, e)
+			continue
+		}
+		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Failed, Reason: reasonUTF8, Reply: mail.Reply{ // RFC 6531 section 3.5
+			Code: 550, Status: mail.Status{Class: 5, Subject: 6, Detail: 7}, Text: "Address needs SMTPUTF8, and the host does not offer it",
+		}}, a.session.Name())
+	}
+	return open
+}
+
+func (a *Attempt) transaction(envs []*spool.Envelope) *Transaction {
+	m := a.bundle.message
+	t := &Transaction{
+		From: m.ReversePath, Size: m.Size, EightBit: m.EightBit, EnvelopeID: m.EnvelopeID, RetHeaders: m.RetHeaders,
+		Recipients: make([]Recipient, len(envs)),
+	}
+	for i, e := range envs {
+		t.Recipients[i] = Recipient{e.To, e.Notify, e.ORCPT}
+	}
+	if m.Campaign != "" {
+		t.Size = int64(len(a.body))
+		t.EightBit = false // the composer's promise
+		t.Body = func(_ context.Context, w io.Writer) error {
+			_, err := w.Write(a.body)
+			return err
+		}
+		return t
+	}
+	t.Body = func(ctx context.Context, w io.Writer) error {
+		if _, err := w.Write(m.Header); err != nil {
+			return err
+		}
+		if _, err := w.Write(crlf); err != nil {
+			return err
+		}
+		_, err := a.store.WriteBody(ctx, m.ID, w)
+		return err
+	}
+	return t
+}
+
+// send presents the envelopes once. It returns those that are still open, and whether to try them on a new session.
+func (a *Attempt) send(ctx context.Context, rep *report, envs []*spool.Envelope) (open []*spool.Envelope, again bool, err error) {
+	s := a.session
+	a.tls = s.TLS
+	reused := s.sent > 0
+	t := a.transaction(envs)
+	answers, err := s.Send(ctx, t)
+	if s.broken {
+		a.session = nil
+		defer s.Close()
+	}
+	f := faultOf(err)
+	closing := err != nil && f.kind == faultReply
+	if closing && reused && answered(answers, PhaseMail) { // "421 that was enough for one connection" is no trouble
+		return envs, true, nil
+	}
+	taken := 0
+	for _, ans := range answers {
+		if ans.Reply.Positive() {
+			taken++
+		}
+	}
+	for i, e := range envs {
+		if ans := answers[i]; ans.Reply.IsZero() {
+			open = append(open, e)
+		} else {
+			a.answer(rep, s, e, ans, taken)
+		}
+	}
+	switch {
+	case err == nil:
+		rep.settled = true
+		return nil, false, nil
+	case f.kind == faultInDoubt:
+		for _, e := range open {
+			reply := mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 2}, Text: "Reply to the message was lost: it may have been delivered"}
+			res := a.retrier.presented(a.bundle.message, e, reply, a.now())
+			if res.Outcome == spool.Deferred {
+				res.Reason = reasonInDoubt
+			}
+			a.metrics.inDoubt.Inc()
+			a.finish(rep, e, res, s.Name())
+		}
+		return nil, false, nil
+	case f.kind == faultLocal && ctx.Err() == nil && s.ctx.Err() == nil: // the store could not read the message
+		for _, e := range open {
+			a.finish(rep, e, a.retrier.unpresented(a.bundle.message, e, mail.ReplyOf(err), a.now(), a.now().Add(localDelay)), "")
+		}
+		return nil, false, nil
+	case f.kind == faultLocal:
+		rep.again = append(rep.again, open...)
+		return nil, false, nil
+	case closing && len(open) > 0 && rep.suspend == nil:
+		rep.suspend = &pause{cause: causeThrottled, reply: f.reply, host: s.Name(), phase: PhaseMail}
+	}
+	if rep.suspend != nil {
+		rep.again = append(rep.again, open...)
+		return nil, false, nil
+	}
+	return open, len(open) > 0, err
+}
+
+// answered tells that every recipient got its answer in that phase.
+func answered(answers []Answer, p Phase) bool {
+	for _, a := range answers {
+		if a.Reply.IsZero() || a.Phase != p {
+			return false
+		}
+	}
+	return len(answers) > 0
+}
+
+// answer turns the reply for one recipient into its result.
+func (a *Attempt) answer(rep *report, s *Session, e *spool.Envelope, ans Answer, taken int) {
+	v := Classify(ans.Reply, ans.Phase)
+	if v.Action == ActionSuspend && ans.Reply.Permanent() && a.route.smart == nil {
+		v.Action = ActionRetry // an MX that wants AUTH will not want it less after a pause
+	}
+	m := a.bundle.message
+	now := a.now()
+	switch {
+	case v.Action == ActionDeliver:
+		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Delivered, Presented: true, Reply: ans.Reply}, s.Name())
+	case v.Action == ActionBounce:
+		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Bounced, Presented: true, Reply: ans.Reply, Suppress: v.Suppress}, s.Name())
+	case v.Action == ActionSuspend:
+		rep.again = append(rep.again, e)
+		if rep.suspend == nil {
+			rep.suspend = &pause{cause: causeThrottled, reply: ans.Reply, host: s.Name(), phase: ans.Phase}
+			if v.Class == classAuthRequired {
+				rep.suspend.cause = causeAuth
+			}
+		}
+	case v.Class == classTooMany && taken > 0: // RFC 5321 section 4.5.3.1.10: the others in another transaction
+		rep.again = append(rep.again, e)
+	default:
+		a.finish(rep, e, a.retrier.presented(m, e, ans.Reply, now), s.Name())
+	}
+}
+
+// Classes that attempts treat in their own way.
+const (
+	classAuthRequired = "auth_required"
+	classTooMany      = "too_many_recipients"
+)
+
+// finish completes a result and notes it.
+func (a *Attempt) finish(rep *report, e *spool.Envelope, res spool.Result, host string) {
+	res.At = a.now()
+	if host != "" {
+		res.Host, res.TLS = host, a.tls
+	}
+	rep.done = append(rep.done, settlement{a.bundle.message, e, res})
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,107 @@
+package delivery
+
+import (
+	"cmp"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"relayd/internal/mail"
+	"relayd/spool"
+)
+
+// retrier decides what follows a temporary failure.
+type retrier struct {
+	standard spool.RetryPolicy
+	named    map[string]spool.RetryPolicy
+	jitter   func() float64 // 0 to 1
+}
+
+func newRetrier(cfg Config) *retrier {
+	r := &retrier{standard: cfg.Retry.Policy(), named: map[string]spool.RetryPolicy{}, jitter: rand.Float64}
+	for name, p := range cfg.Policies {
+		r.named[name] = p.Policy()
+	}
+	return r
+}
+
+// policy returns the message's own, the one named like its stream, the one named like its class, or the default.
+func (r *retrier) policy(m *spool.Message) spool.RetryPolicy {
+	if m.Retry.Attempts > 0 {
+		return m.Retry
+	}
+	if p, ok := r.named[m.Stream]; ok {
+		return p
+	}
+	if p, ok := r.named[className(m.Class)]; ok {
+		return p
+	}
+	return r.standard
+}
+
+// expires is the time after which no attempt is made.
+func (r *retrier) expires(m *spool.Message) time.Time {
+	if !m.ExpiresAt.IsZero() {
+		return m.ExpiresAt
+	}
+	return m.AcceptedAt.Add(cmp.Or(r.policy(m).MaxAge, r.standard.MaxAge))
+}
+
+// presented is for an envelope that was part of a transaction and refused for now: it counts as an attempt. The reply
+// may ask for a longer wait; it is heard up to four times the policy's own.
+func (r *retrier) presented(m *spool.Message, e *spool.Envelope, reply mail.Reply, now time.Time) spool.Result {
+	res := spool.Result{ID: e.ID, Outcome: spool.Deferred, Presented: true, Reply: reply, At: now}
+	p := r.policy(m)
+	if e.Attempts+1 >= p.Attempts {
+		res.Outcome, res.Reason = spool.Expired, reasonAttempts
+		return res
+	}
+	delay := r.delay(p, e.Attempts+1)
+	if hint := delayHint(reply.Text); hint > delay {
+		delay = min(hint, 4*delay)
+	}
+	res.NextAttempt = now.Add(delay)
+	if res.NextAttempt.After(r.expires(m)) {
+		res.Outcome, res.Reason, res.NextAttempt = spool.Expired, reasonAge, time.Time{}
+	}
+	return res
+}
+
+// unpresented is for an envelope whose site, or our side, failed before its turn came: it costs no attempt. It expires
+// only here, after a real failure, never because a clock jumped.
+func (r *retrier) unpresented(m *spool.Message, e *spool.Envelope, reply mail.Reply, now, next time.Time) spool.Result {
+	res := spool.Result{ID: e.ID, Outcome: spool.Deferred, Reply: reply, NextAttempt: next, At: now}
+	if now.After(r.expires(m)) {
+		res.Outcome, res.Reason, res.NextAttempt = spool.Expired, reasonAge, time.Time{}
+	}
+	return res
+}
+
+// Reasons of results, a closed set with those of refusals and gates.
+const (
+	reasonAttempts = "attempts_exhausted"
+	reasonAge      = "max_age"
+	reasonInDoubt  = "in_doubt"
+	reasonRender   = "render_failed"
+	reasonNoRoute  = "no_route"
+	reasonUTF8     = "needs_smtputf8"
+	reasonEightBit = "needs_8bitmime"
+	reasonSize     = "too_large"
+)
+
+// delay is the wait after attempt n, ±10 %.
+func (r *retrier) delay(p spool.RetryPolicy, n int) time.Duration {
+	d := float64(p.First) * math.Pow(max(p.Multiplier, 1), float64(n-1))
+	return jittered(d, r.jitter())
+}
+
+// jittered spreads d by ±10 %, at most 30 days.
+func jittered(d, random float64) time.Duration {
+	return time.Duration(min(d*(0.9+0.2*random), float64(30*24*time.Hour)))
+}
+
+// backoff is the pause after failure n (from 1) of something that stands for many envelopes.
+func backoff(first, most time.Duration, n int, random float64) time.Duration {
+	d := min(float64(first)*math.Pow(2, float64(min(n, 40)-1)), float64(most))
+	return jittered(d, random)
+}

@@ -1,0 +1,149 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"relayd/internal/intake"
+	"relayd/internal/kv"
+	"relayd/spool"
+)
+
+// settler makes results durable, whatever waits of one lease at once. Sessions never wait for it: how far they can run
+// ahead is bounded by what a site may have under lease.
+type settler struct {
+	ctx      context.Context // ends when even settling is given up
+	store    *spool.Store
+	notifier *notifier
+	log      *slog.Logger
+	metrics  *metrics
+	now      func() time.Time
+	settled  func(b *batch, done []settlement) // told after they are durable
+
+	mu sync.Mutex
+	wg sync.WaitGroup
+}
+
+// add queues results of a lease.
+func (s *settler) add(b *batch, done []settlement) {
+	if len(done) == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.pending = append(b.pending, done...)
+	if !b.settling {
+		b.settling = true
+		s.wg.Go(func() { s.drain(b) })
+	}
+}
+
+// drain settles what waits until nothing does.
+func (s *settler) drain(b *batch) {
+	for {
+		s.mu.Lock()
+		done := b.pending
+		b.pending = nil
+		if len(done) == 0 {
+			b.settling = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		s.settle(b, done)
+	}
+}
+
+// settle makes results durable with the notices that they cause, and tries until it can or is told to give up: what
+// is not settled stays under lease and is in doubt at the next start.
+func (s *settler) settle(b *batch, done []settlement) {
+	notices := s.notifier.prepare(s.ctx, done)
+	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
+		err := s.store.Settle(s.ctx, b.lease, resultsOf(done), putNotices(notices)...)
+		switch {
+		case err == nil:
+			for _, n := range notices {
+				n.Added()
+			}
+			s.publish(done)
+			s.settled(b, done)
+			return
+		case errors.Is(err, spool.ErrLeaseLost) && len(done) > 1:
+			s.oneByOne(b, done)
+			return
+		case errors.Is(err, spool.ErrLeaseLost):
+			s.log.Error("settle.lost", "envelope", done[0].envelope.ID.String(), "err", err)
+			s.settled(b, done)
+			return
+		}
+		s.metrics.settleFails.Inc()
+		s.log.Error("settle.failed", "count", len(done), "err", err)
+		if s.ctx.Err() != nil || sleep(s.ctx, delay) != nil {
+			s.settled(b, nil)
+			return
+		}
+	}
+}
+
+// oneByOne finds the envelope that is not ours any more, without harm for the others.
+func (s *settler) oneByOne(b *batch, done []settlement) {
+	for i := range done {
+		s.settle(b, done[i:i+1])
+	}
+}
+
+func resultsOf(done []settlement) []spool.Result {
+	results := make([]spool.Result, len(done))
+	for i := range done {
+		results[i] = done[i].result
+	}
+	return results
+}
+
+func putNotices(notices []*intake.Prepared) []func(kv.Tx) error {
+	put := make([]func(kv.Tx) error, len(notices))
+	for i, n := range notices {
+		put[i] = n.PutTx
+	}
+	return put
+}
+
+// publish logs and counts what is durable now.
+func (s *settler) publish(done []settlement) {
+	for i := range done {
+		d := &done[i]
+		outcome := d.result.Outcome.String()
+		s.metrics.results.WithLabelValues(outcome).Inc()
+		if d.result.Outcome == spool.Delivered {
+			s.metrics.octets.Add(float64(d.message.Size))
+			s.metrics.wait.WithLabelValues(className(d.envelope.Class)).Observe(s.now().Sub(d.message.AcceptedAt).Seconds())
+		}
+		s.report(d, outcome)
+	}
+}
+
+func (s *settler) report(d *settlement, outcome string) {
+	if !s.log.Enabled(s.ctx, slog.LevelInfo) {
+		return
+	}
+	res := &d.result
+	attrs := make([]any, 0, 24)
+	attrs = append(attrs, "envelope", d.envelope.ID.String(), "from", d.message.ReversePath.String(), "to",
+		d.envelope.To.String(), "attempt", d.envelope.Attempts+boolInt(res.Presented))
+	if res.Host != "" {
+		attrs = append(attrs, "mx", res.Host, "tls", res.TLS)
+	}
+	if !res.Reply.IsZero() {
+		attrs = append(attrs, "code", res.Reply.Code, "status", res.Reply.Status.String(), "err", res.Reply.Text)
+	}
+	if res.Reason != "" {
+		attrs = append(attrs, "reason", res.Reason)
+	}
+	if res.Outcome == spool.Deferred {
+		attrs = append(attrs, "next", res.NextAttempt.UTC().Format(time.RFC3339))
+	}
+	s.log.Info("attempt."+outcome, attrs...)
+}

@@ -1,0 +1,263 @@
+package dsn
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"mime/quotedprintable"
+	"strings"
+	"time"
+
+	"relayd/internal/mail"
+)
+
+// Notice is a failure notice about one message.
+type Notice struct {
+	Hostname   string    // Reporting-MTA, and the domain of the notice's sender
+	To         mail.Path // the reverse-path of the message
+	EnvelopeID string    // ENVID as the client gave it, "" for none
+	QueueID    string    // of the message
+	AcceptedAt time.Time // of the message
+	At         time.Time // of the notice
+	Subject    string    // of the message, decoded, for the text part; "" for none
+	Header     []byte    // of the message: CRLF, complete or cut at the end of a field
+	Recipients []Recipient
+}
+
+// Recipient is one address that the message did not reach.
+type Recipient struct {
+	To       mail.Path
+	ORCPT    string // as the client gave it, "" for none
+	Reply    mail.Reply
+	Host     string // that gave the reply; "" when it is our own
+	Expired  bool   // given up, not refused
+	Attempts int
+	LastAt   time.Time // of the last attempt, zero for none
+}
+
+// maxHeader bounds how much of the original header is quoted.
+const maxHeader = 64 << 10
+
+// Compose returns the notice as a complete message, header first, CRLF line ends, 7-bit, without Received, Date and
+// Message-ID, which the door adds. It goes out with the null reverse-path (RFC 3464 section 2). The same notice gives
+// the same bytes.
+func Compose(n Notice) ([]byte, error) {
+	if len(n.Recipients) == 0 {
+		return nil, errors.New("compose notice: no recipients")
+	}
+	if n.To.IsNull() {
+		return nil, errors.New("compose notice: no notice is sent to the null reverse-path")
+	}
+	boundary := n.boundary()
+	b, err := n.header(boundary)
+	if err != nil {
+		return nil, fmt.Errorf("compose notice: %w", err)
+	}
+	part := func(kind, description string) {
+		b = append(b, "\r\n--"+boundary+"\r\nContent-Type: "+kind+"\r\nContent-Description: "+description+"\r\n"...)
+	}
+	b = append(b, "This is a multi-part message in MIME format.\r\n"...)
+	part("text/plain; charset=utf-8", "Notification")
+	b = append(b, "Content-Transfer-Encoding: quoted-printable\r\n\r\n"...)
+	b = append(b, quoted([]byte(n.text()), false)...)
+	part("message/delivery-status", "Delivery report")
+	b = append(b, "\r\n"...)
+	b = append(b, n.status()...)
+	part("text/rfc822-headers", "Undelivered message headers")
+	b = append(b, quotedHeader(n.Header)...)
+	return append(b, "\r\n--"+boundary+"--\r\n"...), nil
+}
+
+// boundary is unlikely in any message and the same each time.
+func (n *Notice) boundary() string {
+	h := sha256.New()
+	h.Write([]byte(n.QueueID + n.To.String()))
+	h.Write(n.Header)
+	return "=_" + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+func (n *Notice) header(boundary string) ([]byte, error) {
+	from := mail.Path{Local: "MAILER-DAEMON", Domain: n.Hostname}
+	var b []byte
+	var errs []error
+	add := func(name, value string) {
+		var err error
+		b, err = mail.AppendRawField(b, name, value)
+		errs = append(errs, err)
+	}
+	to := n.To.String()
+	add("From", `"Mail Delivery System" <`+from.String()+`>`)
+	if n.To.NeedsUTF8() { // the address stands in the envelope; a header cannot carry it
+		to = "undisclosed-recipients:;"
+	}
+	add("To", to)
+	add("Subject", "Undelivered Mail Returned to Sender")
+	add("Auto-Submitted", "auto-replied") // RFC 3834 section 5
+	if id := n.originalID(); id != "" {
+		add("In-Reply-To", id)
+		add("References", id)
+	}
+	add("MIME-Version", "1.0")
+	add("Content-Type", `multipart/report; report-type=delivery-status; boundary="`+boundary+`"`)
+	return append(b, "\r\n"...), errors.Join(errs...)
+}
+
+// originalID is the Message-ID of the message when it is one that a header can carry.
+func (n *Notice) originalID() string {
+	h, err := mail.ParseHeader(n.Header)
+	if err != nil {
+		return ""
+	}
+	id := h.Get("Message-ID")
+	if len(id) < 3 || len(id) > 250 || id[0] != '<' || id[len(id)-1] != '>' || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return ""
+	}
+	return id
+}
+
+// text tells a person what happened, in English and Korean.
+func (n *Notice) text() string {
+	var b strings.Builder
+	expired := true
+	for _, r := range n.Recipients {
+		expired = expired && r.Expired
+	}
+	fmt.Fprintf(&b, "This is the mail system at %s.\r\n\r\n", n.Hostname)
+	if expired {
+		b.WriteString("Your message could not be delivered in time to the recipients below.\r\nNo further attempt will be made.\r\n")
+	} else {
+		b.WriteString("Your message could not be delivered to the recipients below.\r\n")
+	}
+	b.WriteString("아래 수신자에게 메일을 전달하지 못했습니다.\r\n")
+	if n.Subject != "" {
+		fmt.Fprintf(&b, "\r\nSubject: %s\r\n", mail.CleanText(n.Subject, 200))
+	}
+	for _, r := range n.Recipients {
+		fmt.Fprintf(&b, "\r\n<%s>\r\n", r.To)
+		if r.Host != "" {
+			fmt.Fprintf(&b, "    host %s said: %s\r\n", r.Host, r.Reply)
+		} else {
+			fmt.Fprintf(&b, "    %s\r\n", r.Reply)
+		}
+	}
+	fmt.Fprintf(&b, "\r\nQueue ID / 접수 번호: %s\r\n", n.QueueID)
+	return b.String()
+}
+
+// status is the machine's part (RFC 3464 section 2).
+func (n *Notice) status() []byte {
+	var b bytes.Buffer
+	field := func(name, value string) {
+		fmt.Fprintf(&b, "%s: %s\r\n", name, asciiOnly(value))
+	}
+	if n.EnvelopeID != "" {
+		field("Original-Envelope-Id", decodeXtext(n.EnvelopeID))
+	}
+	field("Reporting-MTA", "dns; "+n.Hostname)
+	field("X-Relay-Queue-ID", n.QueueID)
+	field("Arrival-Date", n.AcceptedAt.Format(time.RFC1123Z))
+	for _, r := range n.Recipients {
+		b.WriteString("\r\n")
+		if kind, addr, ok := strings.Cut(r.ORCPT, ";"); ok {
+			field("Original-Recipient", kind+"; "+decodeXtext(addr))
+		}
+		field("Final-Recipient", "rfc822; "+r.To.String())
+		field("Action", "failed")
+		field("Status", r.status().String())
+		if r.Host != "" {
+			host, _, _ := strings.Cut(r.Host, "[")
+			field("Remote-MTA", "dns; "+host)
+		}
+		if !r.Reply.IsZero() {
+			field("Diagnostic-Code", foldText("smtp; "+r.Reply.String()))
+		}
+		if !r.LastAt.IsZero() {
+			field("Last-Attempt-Date", r.LastAt.Format(time.RFC1123Z))
+		}
+	}
+	return b.Bytes()
+}
+
+// status is the code of the Status field: permanent always, since nothing more will be tried.
+func (r *Recipient) status() mail.Status {
+	switch st := r.Reply.Status; {
+	case r.Expired:
+		return mail.Status{Class: 5, Subject: 4, Detail: 7} // delivery time expired
+	case st.IsZero():
+		return mail.Status{Class: 5}
+	default:
+		return mail.Status{Class: 5, Subject: st.Subject, Detail: st.Detail}
+	}
+}
+
+// asciiOnly keeps a field of the report readable for every parser.
+func asciiOnly(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\r' || r == '\n' || r >= ' ' && r <= '~' {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
+// foldText breaks long text at blanks, as a header would be.
+func foldText(s string) string {
+	var b strings.Builder
+	col := 0
+	for i, word := range strings.Split(asciiOnly(strings.NewReplacer("\r", "?", "\n", "?").Replace(s)), " ") {
+		if i > 0 {
+			if col+1+len(word) > 70 && word != "" {
+				b.WriteString("\r\n")
+				col = 0
+			}
+			b.WriteByte(' ')
+			col++
+		}
+		b.WriteString(word)
+		col += len(word)
+	}
+	return b.String()
+}
+
+// decodeXtext undoes the encoding of ENVID and ORCPT (RFC 3461 section 4).
+func decodeXtext(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '+' && i+2 < len(s) {
+			if c, err := hex.DecodeString(s[i+1 : i+3]); err == nil {
+				b.WriteByte(c[0])
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return strings.NewReplacer("\r", "?", "\n", "?").Replace(b.String())
+}
+
+// quotedHeader is the third part from its encoding on: as it is where every line can travel as it is.
+func quotedHeader(h []byte) []byte {
+	if len(h) > maxHeader {
+		h = h[:maxHeader]
+		if i := bytes.LastIndex(h, []byte("\r\n")); i >= 0 {
+			h = h[:i+2]
+		}
+	}
+	for line := range bytes.SplitSeq(h, []byte("\r\n")) {
+		if len(line) > 998 || bytes.IndexFunc(line, func(r rune) bool { return r >= 0x80 || r < ' ' && r != '\t' }) >= 0 {
+			return append([]byte("Content-Transfer-Encoding: quoted-printable\r\n\r\n"), quoted(h, true)...)
+		}
+	}
+	return append([]byte("\r\n"), h...)
+}
+
+func quoted(text []byte, binary bool) []byte {
+	var b bytes.Buffer
+	w := quotedprintable.NewWriter(&b)
+	w.Binary = binary && !bytes.Contains(text, []byte("\r\n"))
+	_, _ = w.Write(text) // to memory
+	_ = w.Close()
+	return b.Bytes()
+}
