@@ -203,10 +203,10 @@ func (f *fixture) pipe(t testing.TB, i int) (net.Conn, chan struct{}) {
 	require.NoError(t, err)
 	client, server := net.Pipe()
 	done := make(chan struct{})
-	go func() {
+	f.wg.Go(func() {
 		defer close(done)
 		f.serve(server, l, netip.MustParseAddr("192.0.2.1"))
-	}()
+	})
 	return client, done
 }
 
@@ -314,3 +314,5 @@ func (c *client) transaction() {
 	c.cmd("RCPT TO:<b@example.net>", "250 2.1.5")
 	c.cmd("DATA", "354 ")
 }
+
+func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }

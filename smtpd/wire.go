@@ -41,6 +41,7 @@ type wire struct {
 	pool         *sync.Pool // of *[]byte with dataBuffer octets
 	big          *[]byte    // taken from pool
 	out          []byte     // replies not yet sent
+	broken       error      // of a write: nothing can be said any more
 	writeTimeout time.Duration
 }
 
@@ -185,17 +186,17 @@ func (c *wire) write(text string) { c.out = append(c.out, text...) }
 
 // flush sends the waiting replies.
 func (c *wire) flush() error {
-	if len(c.out) == 0 {
-		return nil
+	if c.broken != nil || len(c.out) == 0 {
+		return c.broken
 	}
 	if err := c.conn.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
 		return err
 	}
-	_, err := c.conn.Write(c.out)
+	_, c.broken = c.conn.Write(c.out)
 	if c.out = c.out[:0]; cap(c.out) > 2*flushAt {
 		c.out = nil
 	}
-	return err
+	return c.broken
 }
 
 // close sends the waiting replies and closes the connection. With linger it reads over what the client still sends,
