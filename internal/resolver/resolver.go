@@ -83,7 +83,7 @@ func New(cfg Config, deps Deps) (*Resolver, error) {
 // section 5.1), at most 100. A domain without MX record and with an address is its own exchanger of preference 0. Errors:
 // ErrNXDomain, ErrNullMX, ErrNoMX, ErrTemporary. The domain is in A-labels.
 func (r *Resolver) LookupMX(ctx context.Context, domain string) ([]MX, error) {
-	records, err := r.lookup(ctx, domain, dns.TypeMX)
+	records, err := r.LookupMXRecords(ctx, domain)
 	// Only "there is no MX record" leads to the address; after a failure it would send mail to the wrong host.
 	if errors.Is(err, ErrNoData) {
 		return r.implicitMX(ctx, domain)
@@ -93,11 +93,11 @@ func (r *Resolver) LookupMX(ctx context.Context, domain string) ([]MX, error) {
 	}
 	mx := make([]MX, 0, len(records))
 	for _, rec := range records {
-		if rec.text == "" && len(records) == 1 {
+		if rec.Host == "" && len(records) == 1 {
 			return nil, &Error{Name: clean(domain), Type: "MX", Err: ErrNullMX}
 		}
-		if isHost(rec.text) && !slices.ContainsFunc(mx, func(m MX) bool { return m.Host == rec.text }) {
-			mx = append(mx, MX{rec.text, rec.pref})
+		if isHost(rec.Host) && !slices.ContainsFunc(mx, func(m MX) bool { return m.Host == rec.Host }) {
+			mx = append(mx, rec)
 		}
 	}
 	if len(mx) == 0 {
@@ -105,6 +105,20 @@ func (r *Resolver) LookupMX(ctx context.Context, domain string) ([]MX, error) {
 	}
 	rand.Shuffle(len(mx), func(i, j int) { mx[i], mx[j] = mx[j], mx[i] })
 	slices.SortStableFunc(mx, func(a, b MX) int { return int(a.Pref) - int(b.Pref) })
+	return mx, nil
+}
+
+// LookupMXRecords returns the MX records of a domain as they are published, at most 100, for those who judge and do not
+// send: no implicit exchanger, the host of a null MX is "". Errors: ErrNXDomain, ErrNoData, ErrTemporary.
+func (r *Resolver) LookupMXRecords(ctx context.Context, domain string) ([]MX, error) {
+	records, err := r.lookup(ctx, domain, dns.TypeMX)
+	if err != nil {
+		return nil, err
+	}
+	mx := make([]MX, 0, len(records))
+	for _, rec := range records {
+		mx = append(mx, MX{rec.text, rec.pref})
+	}
 	return mx, nil
 }
 

@@ -32,6 +32,11 @@ func (f *Fake) LookupMX(_ context.Context, domain string) ([]resolver.MX, error)
 	return nil, err
 }
 
+// LookupMXRecords returns what MX holds.
+func (f *Fake) LookupMXRecords(_ context.Context, domain string) ([]resolver.MX, error) {
+	return find(f, f.MX, domain)
+}
+
 // LookupIP returns what IP holds.
 func (f *Fake) LookupIP(_ context.Context, host string) ([]netip.Addr, error) {
 	return find(f, f.IP, host)
