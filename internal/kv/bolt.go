@@ -81,25 +81,68 @@ func OpenBolt(path string, opts BoltOptions) (b *Bolt, err error) {
 	return b, nil
 }
 
-// openFile opens an existing file. bbolt panics on some damaged pages while it collects the free ones.
-func openFile(path string, opts BoltOptions) (db *bolt.DB, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			db, err = nil, fmt.Errorf("%w: %v", ErrDamaged, p)
-		}
-	}()
-	db, err = bolt.Open(path, 0o600, &bolt.Options{
-		Timeout:         time.Millisecond, // one try
+// openFile opens an existing file. bbolt collects the free pages by walking all pages in a goroutine of its own, where
+// a damaged one panics beyond our reach: so the same walk comes first, read-only and here.
+func openFile(path string, opts BoltOptions) (*bolt.DB, error) {
+	db, err := openBolt(path, bolt.Options{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	err = walk(db)
+	if closeErr := db.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openBolt(path, bolt.Options{
 		NoFreelistSync:  true,
 		FreelistType:    bolt.FreelistMapType,
 		InitialMmapSize: mapSize,
 		NoSync:          opts.NoSync,
 		NoGrowSync:      opts.NoSync,
 		NoStatistics:    true,
-		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
-			return os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
-		},
+	})
+}
+
+// walk reads the header of every page.
+func walk(db *bolt.DB) error {
+	return undamaged(func() error {
+		tx, err := db.Begin(false)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // a read-only transaction
+		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
+			c := b.Cursor()
+			for k, _ := c.First(); k != nil; {
+				k, _ = c.Next()
+			}
+			return nil
+		})
+	})
+}
+
+// undamaged turns a panic of the engine, or a fault in the mapped file, into ErrDamaged.
+func undamaged(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, p)
+		}
+	}()
+	return fn()
+}
+
+// openBolt opens the file with names of ours for the errors of bbolt. It creates nothing.
+func openBolt(path string, opts bolt.Options) (db *bolt.DB, err error) {
+	opts.Timeout = time.Millisecond // one try
+	opts.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
+		return os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
+	}
+	err = undamaged(func() (err error) {
+		db, err = bolt.Open(path, 0o600, &opts)
+		return err
 	})
 	switch {
 	case err == nil:
