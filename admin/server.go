@@ -223,11 +223,15 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
+	forgetting, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { s.forget(forgetting) })
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-errs:
 	}
+	stop()
 	s.stopping.Store(true)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownGrace)
 	defer cancel()
@@ -243,6 +247,25 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Wait()
 	s.Close()
 	return err
+}
+
+// forgetEvery is how often idempotency keys whose time is over are removed.
+const forgetEvery = time.Hour
+
+// forget removes old idempotency keys until ctx ends.
+func (s *Server) forget(ctx context.Context) {
+	tick := time.NewTicker(forgetEvery)
+	defer tick.Stop()
+	for {
+		if err := s.forgetKeys(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("idempotency.failed", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Close ends listening and cuts connections. It may be called often.
