@@ -119,7 +119,7 @@ func (d *dialogue) encrypted() {
 // noStartTLS tells that the server answered EHLO and did not offer STARTTLS.
 func (d *dialogue) noStartTLS() bool { return d.answered && !d.offered }
 
-// heardConn lets a dialogue hear both directions of a connection.
+// heardConn lets a dialogue hear both directions of a connection until d is nil.
 type heardConn struct {
 	net.Conn
 	d *dialogue
@@ -127,11 +127,15 @@ type heardConn struct {
 
 func (c *heardConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	_, _ = c.d.Write(p[:n])
+	if c.d != nil {
+		_, _ = c.d.Write(p[:n])
+	}
 	return n, err
 }
 
 func (c *heardConn) Write(p []byte) (int, error) {
-	_, _ = c.d.Write(p)
+	if c.d != nil {
+		_, _ = c.d.Write(p)
+	}
 	return c.Conn.Write(p)
 }

@@ -329,8 +329,10 @@ func (f *sendFlags) connect(ctx context.Context, d *dialogue) (*smtp.Client, err
 		return nil, err
 	}
 	if f.tls != "none" {
-		c, err := smtp.NewClientStartTLS(&heardConn{conn, d}, cfg)
+		heard := &heardConn{conn, d}
+		c, err := smtp.NewClientStartTLS(heard, cfg)
 		if err == nil {
+			heard.d = nil // from here on the client itself tells what is said
 			d.encrypted()
 			return f.hello(c, d)
 		}
