@@ -358,6 +358,44 @@ func (a *app) campaignRecipients() *cobra.Command {
 	}
 	limitFlag(c, &limit)
 	c.Flags().StringVar(&state, "state", "", "only recipients in this `state`: pending, deferred, delivered, bounced…")
+	c.AddCommand(a.campaignAddRecipients())
+	return c
+}
+
+func (a *app) campaignAddRecipients() *cobra.Command {
+	kind, o := "", api.ImportOptions{}
+	c := &cobra.Command{
+		Use:   "add ID FILE",
+		Short: "Add the recipients of a CSV or JSON lines file to a draft, - for standard input",
+		Example: `  relayctl campaign recipients add cmp_0k2c9xw4 customers.csv
+  relayctl campaign recipients add cmp_0k2c9xw4 export.csv --column 'E-Mail=email' --column 'Vorname=attributes.Name'`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, contentType, err := a.openUpload(args[1], kind)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			return a.call(func(c *api.Client) error {
+				rep, err := c.AddRecipients(cmd.Context(), args[0], contentType, r, o)
+				if err != nil {
+					return err
+				}
+				err = a.print(rep, pairs{
+					{"rows", number(rep.RowsRead)}, {"created", number(rep.Created)}, {"duplicates", number(rep.Duplicates)},
+					{"unsubscribed", number(rep.SkippedUnsubscribed)}, {"rejected", number(rep.Rejected)}, {"recipients", number(rep.Total)},
+				})
+				if err != nil || a.format != "table" {
+					return err
+				}
+				return a.printImportErrors(&rep)
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&kind, "type", "", "`type` of the file: csv or jsonl; default: by its name")
+	f.StringToStringVar(&o.ColumnMap, "column", nil, "what a column holds, `HEADER=email`, HEADER=status or HEADER=attributes.NAME, repeatable")
+	f.StringVar(&o.DefaultStatus, "default-status", "", "of rows without a `status`: subscribed (default), unsubscribed or error")
 	return c
 }
 

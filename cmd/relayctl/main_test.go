@@ -207,6 +207,7 @@ func TestOutput(t *testing.T) {
 		"campaign_resume":      "campaign resume cmp_1",
 		"campaign_cancel":      "campaign cancel cmp_1",
 		"campaign_recipients":  "campaign recipients cmp_1 --limit 1",
+		"campaign_add":         "campaign recipients add cmp_1 -",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
