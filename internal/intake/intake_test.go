@@ -1,0 +1,468 @@
+package intake
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/dkim"
+	"relayd/internal/account"
+	"relayd/internal/event"
+	"relayd/internal/kv"
+	"relayd/internal/mail"
+	"relayd/internal/suppression"
+	"relayd/spool"
+)
+
+// fixture is a door with everything real behind it.
+type fixture struct {
+	*Intake
+	db      *kv.Bolt
+	spool   *spool.Store
+	keys    *dkim.Keyring
+	domains *account.Store
+	list    *suppression.List
+}
+
+var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+
+// open has example.com with two keys, unsigned.example with sign none, keyless.example without a key, and
+// other.example of another account.
+func open(t testing.TB) *fixture {
+	t.Helper()
+	dir := t.TempDir()
+	db, err := kv.OpenBolt(filepath.Join(dir, "spool.db"), kv.BoltOptions{NoSync: true})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	now := func() time.Time { return noon }
+	log, err := event.Open(db, now)
+	require.NoError(t, err)
+	f := &fixture{db: db}
+	f.spool, err = spool.Open(t.Context(), db, log, spool.Config{Now: now})
+	require.NoError(t, err)
+	f.keys, err = dkim.Open(filepath.Join(dir, "dkim"))
+	require.NoError(t, err)
+	_, err = f.keys.AddDomain("example.com")
+	require.NoError(t, err)
+	f.domains, err = account.Open(t.Context(), db, now)
+	require.NoError(t, err)
+	for _, d := range []account.Domain{
+		{Name: "example.com", Account: "default", Sign: "required"},
+		{Name: "xn--bcher-kva.example", Account: "default", Sign: "none"},
+		{Name: "unsigned.example", Account: "default", Sign: "none"},
+		{Name: "keyless.example", Account: "default", Sign: "required"},
+		{Name: "other.example", Account: "other", Sign: "none"},
+	} {
+		require.NoError(t, f.domains.AddDomain(t.Context(), d))
+	}
+	f.list = suppression.New(db, now)
+	f.Intake, err = New(DefaultConfig(), Deps{
+		Spool: f.spool, Keys: f.keys, Domains: f.domains, Suppression: f.list, Hostname: "relay.example.com", Now: now,
+	})
+	require.NoError(t, err)
+	return f
+}
+
+func submission(message string, to ...string) *Submission {
+	if len(to) == 0 {
+		to = []string{"b@example.net"}
+	}
+	s := &Submission{
+		Account: "default", Credential: "app", Class: spool.Transactional, ReversePath: mail.MustParsePath("a@example.com"),
+		Trace: Trace{Helo: "client.example", ClientIP: "192.0.2.1", With: "ESMTPSA", TLS: "TLS1.3 TLS_AES_128_GCM_SHA256"},
+		Body:  strings.NewReader(message),
+	}
+	for _, r := range to {
+		s.Recipients = append(s.Recipients, Recipient{To: mail.MustParsePath(r)})
+	}
+	return s
+}
+
+// stored returns the message as it leaves.
+func (f *fixture) stored(t testing.TB, id mail.QueueID) (*spool.Message, string) {
+	t.Helper()
+	m, _, err := f.spool.Get(t.Context(), id)
+	require.NoError(t, err)
+	var b bytes.Buffer
+	b.Write(m.Header)
+	b.WriteString("\r\n")
+	_, err = f.spool.WriteBody(t.Context(), id, &b)
+	require.NoError(t, err)
+	require.EqualValues(t, b.Len(), m.Size)
+	return m, b.String()
+}
+
+func (f *fixture) queued(t testing.TB) int {
+	t.Helper()
+	st, err := f.spool.Stats(t.Context())
+	require.NoError(t, err)
+	return int(st.Queued)
+}
+
+// zone answers with the records of the keys.
+type zone map[string][]string
+
+func (z zone) LookupTXT(_ context.Context, name string) ([]string, error) { return z[name], nil }
+
+func (f *fixture) verify(t testing.TB, message string) []dkim.Verification {
+	t.Helper()
+	z := zone{}
+	for _, d := range f.keys.Domains() {
+		for _, k := range f.keys.AllKeys(d) {
+			z[k.RecordName()] = []string{k.RecordValue()}
+		}
+	}
+	v, err := dkim.Verify(t.Context(), strings.NewReader(message), z)
+	require.NoError(t, err)
+	return v
+}
+
+const plain = "From: App <a@example.com>\r\nTo: b@example.net\r\nSubject: =?utf-8?q?caf=C3=A9?=\r\n\r\nHello\r\n.dot\r\n"
+
+func TestAcceptStoresSignsAndTraces(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	s := submission(plain)
+	s.EnvelopeID, s.RetHeaders = "q1", true
+	s.Recipients[0].Notify, s.Recipients[0].ORCPT = "FAILURE", "rfc822;b@example.net"
+	id, err := f.Accept(t.Context(), s)
+	require.NoError(t, err)
+	m, text := f.stored(t, id)
+	require.Equal(t, "café", m.Subject)
+	require.Equal(t, "<"+id.String()+"@relay.example.com>", m.MessageID)
+	require.Equal(t, noon.Add(24*time.Hour), m.ExpiresAt.UTC())
+	require.Equal(t, "transactional", m.Stream)
+	require.Equal(t, "q1", m.EnvelopeID)
+	require.True(t, m.RetHeaders)
+	require.False(t, m.EightBit)
+	_, after, _ := strings.Cut(text, "Received:")
+	require.Equal(t, " from client.example ([192.0.2.1])\r\n\tby relay.example.com (relayd) with ESMTPSA\r\n"+
+		"\t(TLS1.3 TLS_AES_128_GCM_SHA256)\r\n\tid "+id.String()+"\r\n\tfor <b@example.net>;\r\n\tFri, 20 Nov 2026 12:00:00 +0000\r\n"+
+		"From: App <a@example.com>\r\nTo: b@example.net\r\nSubject: =?utf-8?q?caf=C3=A9?=\r\n"+
+		"Date: Fri, 20 Nov 2026 12:00:00 +0000\r\nMessage-ID: "+m.MessageID+"\r\n\r\nHello\r\n.dot\r\n", after)
+	require.Equal(t, 2, strings.Count(text, "DKIM-Signature:"))
+	v := f.verify(t, text)
+	require.Len(t, v, 2)
+	for _, r := range v {
+		require.Equal(t, "example.com", r.Domain)
+		require.Equal(t, "pass", r.Result, r)
+	}
+	_, infos, err := f.spool.Get(t.Context(), id)
+	require.NoError(t, err)
+	require.Len(t, infos, 1)
+	require.Equal(t, 1, f.queued(t))
+}
+
+// TestAcceptIsTheSameInAnyPieces: blocks of any size give the same message.
+func TestAcceptIsTheSameInAnyPieces(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	message := strings.Replace(plain, "Hello", strings.Repeat("H", 998)+"\r\n\r\n\x80 \t\r\n", 1)
+	for _, body := range []io.Reader{
+		strings.NewReader(message), iotest.OneByteReader(strings.NewReader(message)), iotest.HalfReader(strings.NewReader(message)),
+	} {
+		s := submission("")
+		s.Body = body
+		id, err := f.Accept(t.Context(), s)
+		require.NoError(t, err)
+		m, text := f.stored(t, id)
+		require.True(t, m.EightBit)
+		require.True(t, strings.HasSuffix(text, "\r\n\r\n"+strings.Repeat("H", 998)+"\r\n\r\n\x80 \t\r\n\r\n.dot\r\n"))
+		for _, r := range f.verify(t, text) {
+			require.Equal(t, "pass", r.Result)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	from := func(v string) string { return "From: " + v + "\r\nSubject: x\r\n\r\nHello\r\n" }
+	field := func(v string) string { return "From: a@example.com\r\n" + v + "\r\n\r\nHello\r\n" }
+	tests := []struct{ name, message, want string }{
+		{"from_is_missing", "Subject: x\r\n\r\nHello\r\n", "554 5.6.0 Header field From is missing"},
+		{"no_header", "\r\nHello\r\n", "554 5.6.0 Header field From is missing"},
+		{"empty_message", "", "554 5.6.0 Header field From is missing"},
+		{"no_field", "From: a@example.com\r\nHello there\r\n\r\n", "554 5.6.0 Bad header: line 2 is not a field"},
+		{"begins_with_blank", " From: a@example.com\r\n\r\n", "554 5.6.0 Bad header: line 1"},
+		{"B5_two_from_fields", "From: a@example.com\r\nfrom: b@example.com\r\n\r\n", "554 5.6.0 Header field From stands more than once"},
+		{"B5_two_addresses", from("a@example.com, b@example.com"), "554 5.6.0 Header field From: must hold exactly one"},
+		{"B5_two_bracketed", from("<a@example.com>, <b@victim.example>"), "554 5.6.0"},
+		{"B5_two_bracketed_without_comma", from("<a@example.com> <b@victim.example>"), "554 5.6.0"},
+		{"B5_group", from("x: a@example.com;"), "554 5.6.0"},
+		{"B5_route", from("<@example.com:b@victim.example>"), "554 5.6.0"},
+		{"B5_comment_in_address", from("a@(x)example.com"), "554 5.6.0"},
+		{"B5_address_before_brackets", from("b@victim.example <a@example.com>"), "554 5.6.0"},
+		{"B5_display_name_shows_other_address", from(`"b@victim.example" <a@example.com>`), "550 5.7.1 Display name of From shows an address at victim.example"},
+		{"B5_encoded_display_name_shows_other_address", from("=?utf-8?b?YkB2aWN0aW0uZXhhbXBsZQ==?= <a@example.com>"), "550 5.7.1"},
+		{"B5_encoded_line_break", from("=?utf-8?q?x=0D=0AFrom:_b?= <a@example.com>"), "554 5.6.0"},
+		{"B5_other_domain", from("a@victim.example"), "550 5.7.1 From domain victim.example is not registered"},
+		{"B5_domain_of_another_account", from("a@other.example"), "550 5.7.1 From domain other.example is not registered"},
+		{"B5_subdomain", from("a@sub.example.com"), "550 5.7.1 From domain sub.example.com"},
+		{"B5_IDN_homograph", from("a@xn--exmple-cua.com"), "550 5.7.1"},
+		{"B5_sender_of_other_domain", field("Sender: b@victim.example"), "550 5.7.1 Sender field's domain victim.example"},
+		{"B5_two_senders", field("Sender: a@example.com\r\nSender: a@example.com"), "554 5.6.0 Header field Sender"},
+		{"B5_blank_before_colon", "From : a@example.com\r\n\r\n", "554 5.6.0 Header field From has a blank"},
+		{"B5_blank_line_that_is_none", field("X: y\r\n \r\nFrom: b@victim.example"), "554 5.6.0 Header field X has a blank continuation"},
+		{"empty_from", from(""), "554 5.6.0"},
+		{"two_subjects", field("Subject: a\r\nSubject: b"), "554 5.6.0 Header field Subject stands more than once"},
+		{"header_outside_ASCII", field("Subject: caf\xc3\xa9"), "554 5.6.9 Header field Subject is not ASCII"},
+		{"control_character", field("Subject: a\x07"), "554 5.6.0 Header field Subject has a control character"},
+		{"NUL_in_header", field("Subject: a\x00"), "554 5.6.0 Line 2 holds a NUL"},
+		{"NUL_in_body", plain + "x\x00\r\n", "554 5.6.0 Line 7 holds a NUL"},
+		{"bare_LF", plain + "x\ny\r\n", "554 5.6.0 Message has a bare LF"},
+		{"bare_LF_everywhere", strings.ReplaceAll(plain, "\r\n", "\n"), "554 5.6.0 Message has a bare LF"},
+		{"bare_CR", plain + "x\ry\r\n", "554 5.6.0 Message has a bare CR"},
+		{"bare_CR_at_the_end", plain + "x\r", "554 5.6.0 Message has a bare CR"},
+		{"A8_long_line", plain + strings.Repeat("x", 999) + "\r\n", "554 5.6.0 Line 7 has more than 998 octets"},
+		{"A8_endless_line", plain + strings.Repeat("x", 5_000_000) + "\r\n", "554 5.6.0 Line 7 has more than 998 octets"},
+		{"A15_large_header", field(strings.Repeat("X: y\r\n", 50_000)), "552 5.3.4 Header section is larger than 262144 octets"},
+		{"loop", strings.Repeat("Received: from x by y; date\r\n", 51) + plain, "554 5.4.6 Too many hops"},
+		{"F_missing_key", from("a@keyless.example"), "550 5.7.5 No DKIM key for keyless.example: run relayctl domain add keyless.example"},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := f.Accept(t.Context(), submission(tc.message))
+			require.Error(t, err)
+			reply := mail.ReplyOf(err)
+			require.True(t, strings.HasPrefix(reply.String(), tc.want), "%s", reply)
+			require.Equal(t, reply.Code/100, reply.Status.Class)
+			require.Equal(t, 0, f.queued(t))
+		})
+	}
+}
+
+func TestSubmissionsRefusedBeforeReading(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	tests := []struct {
+		name   string
+		change func(s *Submission)
+		want   string
+	}{
+		{"null_reverse_path", func(s *Submission) { s.ReversePath = mail.Path{} }, "550 5.7.1"},
+		{"unknown_domain", func(s *Submission) { s.ReversePath.Domain = "victim.example" }, "550 5.7.1 Sender domain victim.example"},
+		{"domain_not_of_credential", func(s *Submission) { s.Domains = []string{"unsigned.example"} }, "550 5.7.1 Sender domain example.com is not one"},
+		{"no_recipients", func(s *Submission) { s.Recipients = nil }, "554 5.5.1"},
+		{"address_literal", func(s *Submission) { s.Recipients[0].To.Domain = "[192.0.2.1]" }, "550 5.1.2"},
+		{"single_label", func(s *Submission) { s.Recipients[0].To.Domain = "localhost" }, "550 5.1.2"},
+		{"bad_stream", func(s *Submission) { s.Stream = "a/b" }, "550 5.6.0"},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := submission("")
+			s.Body = iotest.ErrReader(io.ErrClosedPipe)
+			tc.change(s)
+			_, err := f.Accept(t.Context(), s)
+			require.True(t, strings.HasPrefix(mail.ReplyOf(err).String(), tc.want), "%v", err)
+		})
+	}
+	require.NoError(t, f.CheckSender(account.Credential{}, "example.com"))
+	require.Error(t, f.CheckSender(account.Credential{Account: "other"}, "example.com"))
+	require.Error(t, f.CheckSender(account.Credential{Domains: []string{"a.example"}}, "example.com"))
+}
+
+func TestAcceptedSpellings(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	for _, v := range []string{
+		"a@example.com", "<a@EXAMPLE.com>", "App <a@example.com>", `"App, Inc. \"x\"" <a@example.com>`, "a@example.com (App)",
+		"[App] News <a@example.com>", "App (staging) <a@example.com>", "=?utf-8?b?7ZWc6rWt?= <a@example.com>",
+		`"a b"@example.com`, "App\r\n <a@example.com>", `"a@example.com" <a@example.com>`, "Bücher via X <a@xn--bcher-kva.example>",
+	} {
+		v = strings.ReplaceAll(v, "ü", "ue")
+		_, err := f.Accept(t.Context(), submission("From: "+v+"\r\n\r\nHello\r\n"))
+		require.NoError(t, err, v)
+	}
+}
+
+func TestHeaderIsCleaned(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id, err := f.Accept(t.Context(), submission("Return-Path: <x@example.org>\r\nBcc: hidden@example.net\r\nX-Relay-Tags: a\r\n"+
+		"DKIM-Signature: v=1; d=example.com; s=x; b=AAAA\r\nDKIM-Signature: v=1; a=rsa-sha256; d=\r\n elsewhere.example; s=x; b=BBBB\r\n"+
+		"From: a@example.com\r\nresent-bcc: h@example.net\r\nDate: Thu, 19 Nov 2026 12:00:00 +0000\r\nMessage-ID: <1@example.com>\r\n\r\nHello",
+		"b@example.net", "c@example.net"))
+	require.NoError(t, err)
+	m, text := f.stored(t, id)
+	for _, gone := range []string{"Return-Path", "hidden", "X-Relay", "AAAA", "resent-bcc", "for <"} {
+		require.NotContains(t, text, gone)
+	}
+	require.Contains(t, text, "d=\r\n elsewhere.example")
+	require.Equal(t, 1, strings.Count(text, "Date:"))
+	require.Equal(t, "<1@example.com>", m.MessageID)
+	require.True(t, strings.HasSuffix(text, "\r\n\r\nHello\r\n"))
+}
+
+func TestUnsignedOnlyWhereTheOperatorSaysSo(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id, err := f.Accept(t.Context(), submission("From: a@unsigned.example\r\n\r\nHello\r\n"))
+	require.NoError(t, err)
+	_, text := f.stored(t, id)
+	require.NotContains(t, text, "DKIM-Signature")
+}
+
+func TestDuplicateRecipientsGetOneEnvelope(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id, err := f.Accept(t.Context(), submission(plain, "b@example.net", "b@EXAMPLE.net", `"b"@example.net`, "c@example.org"))
+	require.NoError(t, err)
+	envs, err := f.spool.ListEnvelopes(t.Context(), id, ^uint64(0), 10)
+	require.NoError(t, err)
+	require.Len(t, envs, 2)
+}
+
+func TestSuppressedRecipientsSettleAtTheDoor(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	for _, e := range []suppression.Entry{
+		{Account: "default", Address: "b@example.net", Scope: suppression.Global, Reason: suppression.HardBounce},
+		{Account: "default", Address: "c@example.net", Scope: suppression.Broadcast, Reason: suppression.Unsubscribe},
+	} {
+		_, err := f.list.Add(t.Context(), e)
+		require.NoError(t, err)
+	}
+	id, err := f.Accept(t.Context(), submission(plain, "B@example.net", "c@example.net"))
+	require.NoError(t, err)
+	require.Equal(t, 1, f.queued(t))
+	done, err := f.spool.ListOutcomes(t.Context(), id, ^uint64(0), 10)
+	require.NoError(t, err)
+	require.Len(t, done, 1)
+
+	page := &Page{
+		Message: &spool.Message{
+			ID: mail.NewQueueID(noon), Account: "default", Stream: "cmp_1", Campaign: "cmp_1", Class: spool.Bulk, Keep: true,
+			AcceptedAt: noon, ExpiresAt: noon.Add(time.Hour),
+		},
+		Recipients: []PageRecipient{
+			{To: mail.MustParsePath("b@example.net"), N: 7},
+			{To: mail.MustParsePath("c@example.net"), N: 8},
+			{To: mail.MustParsePath("d@example.net"), N: 9, Data: []byte("{}")},
+		},
+	}
+	require.NoError(t, f.db.Update(t.Context(), func(tx kv.Tx) error { return f.PageTx(tx, page) }))
+	f.PageAdded(page)
+	require.Len(t, page.Envelopes, 3)
+	require.Len(t, page.Done, 2)
+	require.Equal(t, suppression.HardBounce, page.Done[0].Reason)
+	require.Equal(t, suppression.Unsubscribe, page.Done[1].Reason)
+	require.Equal(t, 2, f.queued(t))
+}
+
+func TestPreparedMessageBecomesDurableWithItsCause(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	s := &Submission{
+		Account: "default", Internal: true, Class: spool.Transactional,
+		Recipients: []Recipient{{To: mail.MustParsePath("a@example.com")}},
+		Body:       strings.NewReader("From: MAILER-DAEMON@relay.example.com\r\nTo: a@example.com\r\n\r\nBounce\r\n"),
+	}
+	p, err := f.Prepare(t.Context(), s)
+	require.NoError(t, err)
+	require.Equal(t, 0, f.queued(t))
+	require.Error(t, f.db.Update(t.Context(), func(tx kv.Tx) error {
+		require.NoError(t, p.PutTx(tx))
+		return io.ErrUnexpectedEOF
+	}))
+	require.NoError(t, f.db.Update(t.Context(), p.PutTx))
+	p.Added()
+	require.Equal(t, 1, f.queued(t))
+	m, text := f.stored(t, p.ID)
+	require.True(t, m.ReversePath.IsNull())
+	require.Contains(t, text, "d=example.com") // the host's parent domain has the key
+	require.Contains(t, text, "Received: by relay.example.com (relayd) with LOCAL\r\n")
+	for _, r := range f.verify(t, text) {
+		require.Equal(t, "pass", r.Result)
+	}
+	s.Body = strings.NewReader("From: a@x.example\r\n\r\n" + strings.Repeat("Hello\r\n", 200_000))
+	_, err = f.Prepare(t.Context(), s)
+	require.ErrorContains(t, err, "body of more than")
+}
+
+func TestReadErrorIsTemporaryAndStoresNothing(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	s := submission("")
+	s.Body = io.MultiReader(strings.NewReader(plain), iotest.ErrReader(io.ErrUnexpectedEOF))
+	_, err := f.Accept(t.Context(), s)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.True(t, mail.ReplyOf(err).Temporary())
+	refusal := mail.Refuse(552, mail.Status{Class: 5, Subject: 3, Detail: 4}, "too large", nil)
+	s.Body = io.MultiReader(strings.NewReader(plain), iotest.ErrReader(refusal))
+	_, err = f.Accept(t.Context(), s)
+	require.ErrorIs(t, err, refusal)
+	require.Equal(t, 0, f.queued(t))
+}
+
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, DefaultConfig().Validate())
+	require.Error(t, Config{}.Validate())
+	_, err := New(DefaultConfig(), Deps{})
+	require.Error(t, err)
+}
+
+// FuzzMailbox: what is accepted has one address, and nothing that a reader could take for another one before it.
+func FuzzMailbox(f *testing.F) {
+	for _, s := range []string{"a@b.c", `"x" <a@b.c>`, "a@b.c (x)", "<a@b.c>,<d@e.f>", `"<x@y.z>"<a@b.c>`, `"a<"@b.c`, "=?utf-8?q?=3Cx=40y=2Ez=3E?= <a@b.c>"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := parseMailbox(s)
+		if err != nil {
+			return
+		}
+		again, err := mail.ParsePath(a.path.String())
+		require.NoError(t, err)
+		require.Equal(t, a.path, again)
+		require.NotContains(t, a.name, "\r")
+		require.NotContains(t, a.name, "\n")
+		_ = a.foreignDomain()
+	})
+}
+
+// FuzzMessage: what passes leaves with CRLF only, lines within 998 octets, one From, no NUL, and verifies.
+func FuzzMessage(f *testing.F) {
+	for _, s := range []string{plain, "From: a@example.com\r\n\r\n", "From: a@example.com\r\nBcc: x\r\n y\r\n", "\r\n", "From: a@example.com\n\n"} {
+		f.Add([]byte(s), 1)
+	}
+	fx := open(f)
+	f.Fuzz(func(t *testing.T, message []byte, piece int) {
+		s := submission("")
+		s.Body = bytes.NewReader(message)
+		if piece%2 == 0 {
+			s.Body = iotest.HalfReader(s.Body)
+		}
+		p, err := fx.Prepare(t.Context(), s)
+		if err != nil {
+			return
+		}
+		out := append(append(append([]byte(nil), p.message.Header...), "\r\n"...), p.body...)
+		require.Equal(t, bytes.Count(out, []byte("\r\n")), bytes.Count(out, []byte("\n")))
+		require.Equal(t, bytes.Count(out, []byte("\r\n")), bytes.Count(out, []byte("\r")))
+		require.NotContains(t, string(out), "\x00")
+		for line := range bytes.SplitSeq(out, []byte("\r\n")) {
+			require.LessOrEqual(t, len(line), 998)
+		}
+		h, err := mail.ParseHeader(p.message.Header)
+		require.NoError(t, err)
+		require.Equal(t, 1, h.Count("From"))
+		require.Equal(t, 0, h.Count("Bcc"))
+		require.EqualValues(t, len(out), p.message.Size)
+		for _, r := range fx.verify(t, string(out)) {
+			if r.Domain == "example.com" {
+				require.Equal(t, "pass", r.Result, r)
+			}
+		}
+	})
+}
