@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -166,11 +167,11 @@ func (a *app) replyCommand() *cobra.Command {
 	})
 	phase := ""
 	classify := &cobra.Command{
-		Use:   "classify TEXT",
+		Use:   "classify TEXT…",
 		Short: "Tell what relayd makes of a reply: class, hard or not, whom it blames, what it does",
 		Example: `  relayctl reply classify "550 5.1.1 user unknown"
   relayctl reply classify --phase data "421 4.7.0 try again later" -o json`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			p, ok := map[string]delivery.Phase{
 				"connect": delivery.PhaseConnect, "mail": delivery.PhaseMail, "rcpt": delivery.PhaseRcpt, "data": delivery.PhaseData,
@@ -178,7 +179,7 @@ func (a *app) replyCommand() *cobra.Command {
 			if !ok {
 				return usage("--phase %q: want connect, mail, rcpt or data", phase)
 			}
-			r, err := delivery.ParseReply(args[0])
+			r, err := delivery.ParseReply(strings.Join(args, " "))
 			if err != nil {
 				return usage("%v", err)
 			}

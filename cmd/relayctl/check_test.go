@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,6 +87,9 @@ func TestDKIMVerify(t *testing.T) {
 		require.Equal(t, "pass", v["result"], v["error"])
 		require.Equal(t, "example.com", v["domain"])
 	}
+	code, got = verify(strings.ReplaceAll(message, "\r\n", "\n"))
+	require.Zero(t, code)
+	require.Equal(t, "pass", got[0]["result"], "a file as Unix editors write it")
 	file := filepath.Join(t.TempDir(), "m.eml")
 	require.NoError(t, os.WriteFile(file, []byte(message+"changed\r\n"), 0o600))
 	code, got = verify("", file)
