@@ -100,6 +100,8 @@ type evaluation struct {
 // tells when it changes, and only the explanation depends on it.
 func (e *evaluation) trace(format string, a ...any) {
 	switch {
+	case format == "fallback to neutral":
+		e.deeds = append(e.deeds, "") // nothing decided
 	case format == "all: %v" && len(a) == 1:
 		q := map[any]string{spf.Pass: "+all", spf.Fail: "-all", spf.SoftFail: "~all", spf.Neutral: "?all"}
 		e.deeds = append(e.deeds, q[a[0]])
@@ -113,7 +115,7 @@ func (e *evaluation) trace(format string, a ...any) {
 // mechanism returns the term that decided with the way to it.
 func (e *evaluation) mechanism() string {
 	way := ""
-	for i := len(e.deeds) - 1; i >= 0; i-- {
+	for i := len(e.deeds) - 1; i >= 0 && e.deeds[i] != ""; i-- {
 		way += " > " + e.deeds[i]
 		lower := strings.ToLower(e.deeds[i])
 		if !strings.HasPrefix(lower, "include:") && !strings.HasPrefix(lower, "redirect=") {
