@@ -289,11 +289,11 @@ func (s *Scheduler) unresolved(q spool.Queue, cause error) {
 
 // refuse settles all that waits for a domain that takes no mail.
 func (s *Scheduler) refuse(q spool.Queue, r *refusal) {
-	s.leaseAll([]spool.Queue{q}, func(b *batch, e *spool.Envelope, m *spool.Message) settlement {
+	s.leaseAll([]spool.Queue{q}, func(e *spool.Envelope, m *spool.Message) settlement {
 		res := r.result(e)
 		res.At = s.now()
 		return settlement{m, e, res}
-	}, func(n, _ int) bool { return n == maxLease })
+	}, maxLease, func(n, _ int) bool { return n == maxLease })
 	s.store.Return(q, time.Time{})
 }
 
@@ -301,17 +301,19 @@ func (s *Scheduler) refuse(q spool.Queue, r *refusal) {
 // The reply is noted with the first envelopes, so that an operator sees why they wait; the rest is left alone unless
 // envelopes expire.
 func (s *Scheduler) setAside(queues []spool.Queue, reply mail.Reply, host string, until time.Time) {
-	s.leaseAll(queues, func(b *batch, e *spool.Envelope, m *spool.Message) settlement {
+	s.leaseAll(queues, func(e *spool.Envelope, m *spool.Message) settlement {
 		res := s.retrier.unpresented(m, e, reply, s.now(), until)
 		res.Host = host
 		return settlement{m, e, res}
-	}, func(n, final int) bool { return n == maxLease && final > 0 })
+	}, minLease, func(n, final int) bool { return n == minLease && final > 0 })
 }
 
-// leaseAll leases from queues and settles each envelope at once, as long as more tells to go on.
-func (s *Scheduler) leaseAll(queues []spool.Queue, end func(*batch, *spool.Envelope, *spool.Message) settlement, more func(n, final int) bool) {
+// leaseAll leases from queues, most at a time, and settles each envelope at once, as long as more tells to go on.
+func (s *Scheduler) leaseAll(
+	queues []spool.Queue, end func(*spool.Envelope, *spool.Message) settlement, most int, more func(n, final int) bool,
+) {
 	for !s.isStopping() {
-		l, err := s.store.Lease(s.working, queues, s.now(), maxLease)
+		l, err := s.store.Lease(s.working, queues, s.now(), most)
 		if err != nil {
 			if s.working.Err() == nil {
 				s.log.Error("lease.failed", "err", err)
@@ -329,7 +331,7 @@ func (s *Scheduler) leaseAll(queues []spool.Queue, end func(*batch, *spool.Envel
 			if m == nil {
 				continue
 			}
-			d := end(b, e, m)
+			d := end(e, m)
 			if d.result.Outcome != spool.Deferred {
 				final++
 			}
