@@ -238,8 +238,15 @@ func (a *app) createCampaign(ctx context.Context, in api.CreateCampaign, f campa
 
 func campaignPairs(c createdCampaign) pairs {
 	p := pairs{
-		{"campaign", c.ID}, {"name", c.Name}, {"state", c.State}, {"reason", c.Reason}, {"from", mailbox(c.From)},
-		{"subject", c.Subject}, {"recipients", number(c.Total)}, {"created", moment(c.CreatedAt)}, {"started", moment(c.StartedAt)},
+		{"campaign", c.ID},
+		{"name", c.Name},
+		{"state", c.State},
+		{"reason", c.Reason},
+		{"from", mailbox(c.From)},
+		{"subject", c.Subject},
+		{"recipients", number(c.Total)},
+		{"created", moment(c.CreatedAt)},
+		{"started", moment(c.StartedAt)},
 		{"finished", moment(c.FinishedAt)},
 	}
 	if c.InFlight > 0 {
@@ -382,8 +389,12 @@ func (a *app) campaignAddRecipients() *cobra.Command {
 					return err
 				}
 				err = a.print(rep, pairs{
-					{"rows", number(rep.RowsRead)}, {"created", number(rep.Created)}, {"duplicates", number(rep.Duplicates)},
-					{"unsubscribed", number(rep.SkippedUnsubscribed)}, {"rejected", number(rep.Rejected)}, {"recipients", number(rep.Total)},
+					{"rows", number(rep.RowsRead)},
+					{"created", number(rep.Created)},
+					{"duplicates", number(rep.Duplicates)},
+					{"unsubscribed", number(rep.SkippedUnsubscribed)},
+					{"rejected", number(rep.Rejected)},
+					{"recipients", number(rep.Total)},
 				})
 				if err != nil || a.format != "table" {
 					return err
@@ -431,17 +442,30 @@ func progressPairs(p api.Progress) pairs {
 		name string
 		n    int64
 	}{
-		{"pending", c.Pending}, {"sending", c.Sending}, {"deferred", c.Deferred}, {"delivered", c.Delivered}, {"bounced", c.Bounced},
-		{"failed", c.Failed}, {"suppressed", c.Suppressed}, {"unsubscribed", c.Unsubscribed}, {"render failed", c.RenderFailed},
-		{"expired", c.Expired}, {"cancelled", c.Cancelled}, {"invalid", c.Invalid}, {"in doubt", c.InDoubt},
+		{"pending", c.Pending},
+		{"sending", c.Sending},
+		{"deferred", c.Deferred},
+		{"delivered", c.Delivered},
+		{"bounced", c.Bounced},
+		{"failed", c.Failed},
+		{"suppressed", c.Suppressed},
+		{"unsubscribed", c.Unsubscribed},
+		{"render failed", c.RenderFailed},
+		{"expired", c.Expired},
+		{"cancelled", c.Cancelled},
+		{"invalid", c.Invalid},
+		{"in doubt", c.InDoubt},
 	} {
 		if n.n > 0 {
 			t = append(t, [2]string{n.name, number(n.n)})
 		}
 	}
 	return append(t, pairs{
-		{"rate", fmt.Sprintf("%.1f/s now, %.1f/s on average", p.Rate.Last10s, p.Rate.Average)}, {"limited by", p.LimitedBy},
-		{"started", momentOf(p.StartedAt)}, {"finished", momentOf(p.FinishedAt)}, {"eta", momentOf(p.ETA)},
+		{"rate", fmt.Sprintf("%.1f/s now, %.1f/s on average", p.Rate.Last10s, p.Rate.Average)},
+		{"limited by", p.LimitedBy},
+		{"started", momentOf(p.StartedAt)},
+		{"finished", momentOf(p.FinishedAt)},
+		{"eta", momentOf(p.ETA)},
 	}...)
 }
 

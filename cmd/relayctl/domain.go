@@ -163,8 +163,13 @@ func (a *app) printDomain(d api.Domain) error {
 		return a.print(d, t)
 	}
 	err := printTable(a.out, pairs{
-		{"domain", d.Name}, {"account", d.Account}, {"sign", d.Sign}, {"keys", keyList(d.Keys)},
-		{"ready", yesNo(d.Ready)}, {"reasons", joinComma(d.Reasons)}, {"checked", moment(d.LastChecked)},
+		{"domain", d.Name},
+		{"account", d.Account},
+		{"sign", d.Sign},
+		{"keys", keyList(d.Keys)},
+		{"ready", yesNo(d.Ready)},
+		{"reasons", joinComma(d.Reasons)},
+		{"checked", moment(d.LastChecked)},
 	})
 	for _, r := range d.DNSRecords {
 		if err != nil {
@@ -178,7 +183,10 @@ func (a *app) printDomain(d api.Domain) error {
 			return err
 		}
 		block := pairs{
-			{"record", r.Purpose + " (" + need + "): " + r.Status}, {"type", r.Type}, {"name", r.Name}, {"value", r.Value},
+			{"record", r.Purpose + " (" + need + "): " + r.Status},
+			{"type", r.Type},
+			{"name", r.Name},
+			{"value", r.Value},
 			{"detail", r.Detail},
 		}
 		for _, o := range r.Observed {

@@ -107,10 +107,19 @@ func (a *app) queueShow() *cobra.Command {
 					return printCSV(a.out, t)
 				}
 				head := pairs{
-					{"message", m.ID}, {"from", orNull(m.From)}, {"subject", m.Subject}, {"message-id", m.MessageID},
-					{"octets", number(m.Size)}, {"account", m.Account}, {"stream", m.Stream}, {"campaign", m.Campaign},
-					{"class", m.Class}, {"credential", m.Credential}, {"client", m.ClientIP},
-					{"accepted", moment(m.AcceptedAt)}, {"expires", moment(m.ExpiresAt)},
+					{"message", m.ID},
+					{"from", orNull(m.From)},
+					{"subject", m.Subject},
+					{"message-id", m.MessageID},
+					{"octets", number(m.Size)},
+					{"account", m.Account},
+					{"stream", m.Stream},
+					{"campaign", m.Campaign},
+					{"class", m.Class},
+					{"credential", m.Credential},
+					{"client", m.ClientIP},
+					{"accepted", moment(m.AcceptedAt)},
+					{"expires", moment(m.ExpiresAt)},
 				}
 				if err := printTable(a.out, head); err != nil {
 					return err

@@ -188,8 +188,12 @@ func testMessage(f sendFlags, size int, now time.Time) ([]byte, error) {
 	var b []byte
 	var err error
 	for _, h := range [][2]string{
-		{"From", "<" + from + ">"}, {"To", strings.Join(f.to, ", ")}, {"Subject", f.subject},
-		{"Date", now.Format(time.RFC1123Z)}, {"MIME-Version", "1.0"}, {"Content-Type", "text/plain; charset=utf-8"},
+		{"From", "<" + from + ">"},
+		{"To", strings.Join(f.to, ", ")},
+		{"Subject", f.subject},
+		{"Date", now.Format(time.RFC1123Z)},
+		{"MIME-Version", "1.0"},
+		{"Content-Type", "text/plain; charset=utf-8"},
 	} {
 		if b, err = mail.AppendField(b, h[0], h[1]); err != nil {
 			return nil, usage("%v", err)
@@ -212,7 +216,7 @@ func (f *sendFlags) submit(ctx context.Context, d *dialogue, password string, bo
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	state, encrypted := c.TLSConnectionState()
 	if encrypted {
 		out.TLS = strings.ReplaceAll(tls.VersionName(state.Version), " ", "")
@@ -351,7 +355,7 @@ func (f *sendFlags) hello(c *smtp.Client, d *dialogue) (*smtp.Client, error) {
 	c.DebugWriter = d
 	c.CommandTimeout, c.SubmissionTimeout = f.timeout, f.timeout
 	if err := c.Hello(f.helo); err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, fmt.Errorf("greet %s: %w", f.server, err)
 	}
 	return c, nil

@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"io"
 	"log"
 	"math/big"
@@ -267,5 +266,5 @@ func TestReadSecretIsBounded(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, s, 4<<10)
 	_, err = readSecret(filepath.Join(t.TempDir(), "none"))
-	require.True(t, errors.Is(err, os.ErrNotExist))
+	require.ErrorIs(t, err, os.ErrNotExist)
 }

@@ -63,15 +63,16 @@ func ended(state string) bool {
 func progressLine(p api.Progress) string {
 	done, total := p.Counts.Finished(), max(p.Total, 1)
 	filled := int(min(done, total) * barWidth / total)
-	line := fmt.Sprintf("%s [%s%s] %d/%d %3d%%  %.1f/s", p.State, strings.Repeat("#", filled), strings.Repeat("-", barWidth-filled),
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s [%s%s] %d/%d %3d%%  %.1f/s", p.State, strings.Repeat("#", filled), strings.Repeat("-", barWidth-filled),
 		done, p.Total, min(done, total)*100/total, p.Rate.Last10s)
 	for _, n := range []struct {
 		name string
 		n    int64
 	}{{"deferred", p.Counts.Deferred}, {"bounced", p.Counts.Bounced}, {"failed", p.Counts.Failed + p.Counts.RenderFailed}} {
 		if n.n > 0 {
-			line += fmt.Sprintf("  %d %s", n.n, n.name)
+			fmt.Fprintf(&b, "  %d %s", n.n, n.name)
 		}
 	}
-	return line
+	return b.String()
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,8 +117,8 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func (w *world) close() {
-	for i := len(w.cleanup) - 1; i >= 0; i-- {
-		w.cleanup[i]()
+	for _, undo := range slices.Backward(w.cleanup) {
+		undo()
 	}
 }
 
