@@ -99,24 +99,18 @@ func (s *Store) Act(ctx context.Context, a Action, sel Selector, who, why string
 // forecast counts what the action would do to an envelope.
 func (r *ActResult) forecast(a Action, info *Info, now time.Time) {
 	e := &info.Envelope
-	change := false
-	switch a {
-	case ActionHold:
-		change = info.State != StateHeld
-	case ActionRelease:
-		change = e.Held
-	case ActionRetry:
-		change = info.State != StateHeld && e.NextAttempt.After(now)
-	case ActionFail:
-		change = true
-	}
+	flying := info.State == StateLeased
 	switch {
-	case info.State == StateLeased && a != ActionRelease:
-		r.InFlight++
-	case change:
-		r.Changed++
-	default:
+	case a == ActionHold && e.Held, a == ActionRelease && !e.Held:
 		r.Unchanged++
+	case a == ActionRelease:
+		r.Changed++
+	case flying:
+		r.InFlight++
+	case a == ActionRetry && (e.Held || !e.NextAttempt.After(now)):
+		r.Unchanged++
+	default:
+		r.Changed++
 	}
 }
 

@@ -136,6 +136,9 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 		Ready: int64(max(0, t[inReady])), Deferred: int64(max(0, t[inLater])), Held: int64(max(0, t[inHeld])),
 		Leased: int64(max(0, t[inFlight])), Outcomes: make(map[string]int64, len(outcomeNames)-1),
 	}
+	for o := Delivered; o.final(); o++ {
+		stats.Outcomes[o.String()] = 0
+	}
 	stats.Queued = stats.Ready + stats.Deferred + stats.Held + stats.Leased
 	err := s.db.View(ctx, func(tx kv.Tx) error {
 		return tx.Scan(tableCounter, nil, nil, func(_, v []byte) (bool, error) { // one row per node
