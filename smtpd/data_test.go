@@ -207,12 +207,13 @@ type pieces struct {
 
 func (p pieces) Read(b []byte) (int, error) { return p.r.Read(b[:min(len(b), p.n)]) }
 
+var testPool = &sync.Pool{New: func() any { b := make([]byte, dataBuffer); return &b }}
+
 func checkData(t *testing.T, stream []byte, piece int) {
 	t.Helper()
 	content, bad, rest, complete := reference(stream)
 	for _, writeTo := range []bool{false, true} {
-		pool := &sync.Pool{New: func() any { b := make([]byte, dataBuffer); return &b }}
-		w := newWire(streamConn{Reader: pieces{bytes.NewReader(stream), piece}}, pool, time.Second)
+		w := newWire(streamConn{Reader: pieces{bytes.NewReader(stream), piece}}, testPool, time.Second)
 		cfg := DefaultConfig()
 		d := newDataReader(w, &cfg)
 		var got bytes.Buffer
@@ -240,6 +241,8 @@ func checkData(t *testing.T, stream []byte, piece int) {
 		left, err := io.ReadAll(w.conn)
 		require.NoError(t, err)
 		require.Equal(t, string(rest), string(w.unread())+string(left))
+		w.r, w.w = 0, 0
+		w.shrink()
 	}
 }
 

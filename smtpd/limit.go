@@ -81,7 +81,7 @@ func (l *limits) failure(p netip.Prefix) time.Duration {
 		f.count = 0
 	}
 	if !known && len(l.failed) >= maxSources {
-		l.forget(now)
+		l.forget()
 	}
 	f.count++
 	f.last = now
@@ -89,19 +89,20 @@ func (l *limits) failure(p netip.Prefix) time.Duration {
 	return min(l.cfg.AuthDelay, l.cfg.AuthDelay/32<<min(f.count-1, 5))
 }
 
-// forget makes room for a source: the old ones go, and where there are none some that chance picks.
-func (l *limits) forget(now time.Time) {
+// forget makes room for a source: the longest silent of a few that chance picks goes.
+func (l *limits) forget() {
+	var victim netip.Prefix
+	var last time.Time
+	looked := 0
 	for p, f := range l.failed {
-		if now.Sub(f.last) > forgetFailure {
-			delete(l.failed, p)
+		if looked == 0 || f.last.Before(last) {
+			victim, last = p, f.last
+		}
+		if looked++; looked == 8 {
+			break
 		}
 	}
-	for p := range l.failed {
-		if len(l.failed) < maxSources {
-			return
-		}
-		delete(l.failed, p)
-	}
+	delete(l.failed, victim)
 }
 
 // wait sleeps for d or until ctx ends.

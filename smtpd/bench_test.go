@@ -1,0 +1,125 @@
+package smtpd
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/internal/intake"
+	"relayd/internal/mail"
+)
+
+// discard is an Accepter that reads and forgets.
+type discard struct{}
+
+func (discard) Accept(_ context.Context, s *intake.Submission) (mail.QueueID, error) {
+	_, err := io.Copy(io.Discard, s.Body)
+	return mail.QueueID{}, err
+}
+
+// BenchmarkAccept compares messages per second into a discarding accepter with go-smtp's server: the same client, in
+// turns within one run. The limits are 1.8 times at 10 KB and 4 times at 100 KB.
+func BenchmarkAccept(b *testing.B) {
+	line := strings.Repeat("x", 76) + "\r\n"
+	for _, size := range []struct {
+		name  string
+		bytes int
+		limit float64
+	}{{"10KB", 10_000, 1.8}, {"100KB", 100_000, 4}} {
+		b.Run(size.name, func(b *testing.B) {
+			message := []byte("Subject: x\r\n\r\n" + strings.Repeat(line, size.bytes/len(line)) + ".\r\n")
+			box := &inbox{read: func(r io.Reader) ([]byte, error) { _, err := io.Copy(io.Discard, r); return nil, err }}
+			_, theirs := startGoSMTP(b, box)
+			ours := startDiscarding(b)
+			var took [2]time.Duration
+			b.ResetTimer()
+			n := max(b.N, 400)
+			const rounds = 4
+			for range rounds {
+				took[0] += sendMany(b, theirs, message, n/rounds)
+				took[1] += sendMany(b, ours, message, n/rounds)
+			}
+			rate := func(d time.Duration) float64 { return float64(n/rounds*rounds) / d.Seconds() }
+			b.ReportMetric(rate(took[0]), "go-smtp/s")
+			b.ReportMetric(rate(took[1]), "relayd/s")
+			b.ReportMetric(rate(took[1])/rate(took[0]), "ratio")
+			b.ReportMetric(size.limit, "limit")
+		})
+	}
+}
+
+func startDiscarding(b *testing.B) string {
+	b.Helper()
+	cfg := testConfig()
+	cfg.Listeners = cfg.Listeners[:1]
+	deps := testDeps(nil, io.Discard)
+	deps.Accepter = discard{}
+	s, err := New(cfg, deps)
+	require.NoError(b, err)
+	done := make(chan error, 1)
+	go func() { done <- s.Run(context.Background()) }()
+	b.Cleanup(func() {
+		_ = s.Close()
+		<-done
+	})
+	return s.Addr(0).String()
+}
+
+// sendMany sends n messages over four connections, pipelined as RFC 2920 allows, and returns how long it took.
+func sendMany(b *testing.B, addr string, message []byte, n int) time.Duration {
+	b.Helper()
+	const conns = 4
+	var clients [conns]*client
+	for i := range clients {
+		conn, err := net.Dial("tcp", addr)
+		require.NoError(b, err)
+		c := &client{b, conn, bufio.NewReader(conn)}
+		c.expect("220")
+		c.cmd("EHLO x", "250")
+		c.cmd("AUTH PLAIN "+plainIR("app", "secret"), "235")
+		clients[i] = c
+	}
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i, c := range clients {
+		wg.Go(func() {
+			for range (n + i) / conns {
+				if !c.message(message) {
+					b.Error("refused")
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	for _, c := range clients {
+		_ = c.Close()
+	}
+	return took
+}
+
+var transactionBytes = []byte("MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n")
+
+func (c *client) message(message []byte) bool {
+	if _, err := c.Write(transactionBytes); err != nil {
+		return false
+	}
+	for _, want := range []byte("223") {
+		if line, err := c.r.ReadSlice('\n'); err != nil || line[0] != want {
+			return false
+		}
+	}
+	if _, err := c.Write(message); err != nil {
+		return false
+	}
+	line, err := c.r.ReadSlice('\n')
+	return err == nil && line[0] == '2'
+}
