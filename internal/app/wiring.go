@@ -17,8 +17,8 @@ func suppressBounced(list *suppression.List) spool.SettleHook {
 				continue
 			}
 			err := list.AddTx(tx, suppression.Entry{
-				Account: s.Message.Account, Address: s.Envelope.To.String(), Scope: suppression.ScopeGlobal,
-				Reason: suppression.ReasonHardBounce, Source: s.Envelope.ID.String(), Note: s.Result.Reply.String(),
+				Account: s.Message.Account, Address: s.Envelope.To.String(), Scope: suppression.Global,
+				Reason: suppression.HardBounce, Source: s.Envelope.ID.String(), Note: s.Result.Reply.String(),
 			})
 			if err != nil {
 				return err
