@@ -15,12 +15,12 @@ import (
 // Attempt is one try of a bundle on the route of its site.
 type Attempt struct {
 	*engine
-	site    *site
 	route   *route
 	session *Session // of the worker; nil when it has none
 	bundle  *bundle
 	body    []byte // of a campaign's envelope
 	tls     string // of the last session
+	opened  func() // told of each session that was opened
 }
 
 // engine is what all attempts share.
@@ -42,7 +42,6 @@ type report struct {
 	done    []settlement
 	again   []*spool.Envelope // were not presented: another worker, or another time
 	suspend *pause            // the site wants a pause
-	reached bool              // there was a session
 	settled bool              // a transaction went to its end
 }
 
@@ -75,7 +74,6 @@ func (a *Attempt) Run(ctx context.Context) report {
 				return rep
 			}
 		}
-		rep.reached = true
 		envs = a.wanted(ctx, &rep, envs)
 		envs = a.fitting(&rep, envs)
 		if len(envs) == 0 {
@@ -134,6 +132,7 @@ func (a *Attempt) connect(ctx context.Context, rep *report, envs []*spool.Envelo
 	a.session, refused, err = a.open(ctx)
 	switch {
 	case err == nil && refused == nil:
+		a.opened()
 		return true
 	case refused != nil:
 		for _, e := range envs {

@@ -43,6 +43,7 @@ type rig struct {
 	stopped chan struct{}
 	final   map[mail.EnvelopeID]spool.Settled
 	mu      sync.Mutex
+	instant bool
 }
 
 // newRig builds a rig whose MX hosts are expected at port; change it before start.
@@ -95,6 +96,9 @@ func (r *rig) start() *rig {
 	var err error
 	r.sched, err = New(r.cfg, r.deps)
 	require.NoError(r.t, err)
+	if r.instant {
+		r.sched.engine.wait = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
+	}
 	r.stopped = make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
@@ -286,7 +290,7 @@ func (b *logBook) until(t testing.TB, what string, ok func([]logLine) bool) {
 		select {
 		case <-changed:
 		case <-limit:
-			for _, l := range lines {
+			for _, l := range lines[max(0, len(lines)-12):] {
 				t.Log(l.level, l.msg, l.attrs)
 			}
 			t.Fatal("waited too long for ", what)
@@ -305,4 +309,10 @@ func (b *logBook) count(msg string) int {
 		}
 	}
 	return n
+}
+
+// sleepless makes the waits inside an attempt short.
+func (r *rig) sleepless() *rig {
+	r.instant = true
+	return r
 }

@@ -9,7 +9,9 @@ import (
 
 // site is a set of MX hosts, or a smarthost, with what waits for it. The scheduler's lock holds every field.
 type site struct {
-	route *route
+	key   string // never changes, as name
+	name  string
+	route *route // as of the last look-up
 
 	queues  [2][]spool.Queue // taken from the spool, to be leased from: bulk and the rest
 	ready   [2][]*bundle     // leased, in the order in which workers take them
@@ -52,7 +54,7 @@ const (
 )
 
 func newSite(r *route) *site {
-	return &site{route: r, window: 1, batch: [2]int{minLease, minLease}}
+	return &site{key: r.key, name: r.name, route: r, window: 1, batch: [2]int{minLease, minLease}}
 }
 
 // wanted picks the queues to lease from next, none when enough is ready or under way.

@@ -63,9 +63,9 @@ func (s *Scheduler) kick(st *site) {
 func (s *Scheduler) room(st *site) bool {
 	fits := st.proven || s.unproven < max(1, s.cfg.MaxConnections/2) // dead sites must not take all there is
 	if fits {
-		idle, own := s.pool.size(st.route.key)
+		idle, own := s.pool.size(st.key)
 		if own == 0 && s.workers+idle >= s.cfg.MaxConnections {
-			old := s.pool.evict(st.route.key)
+			old := s.pool.evict(st.key)
 			if fits = fits && old != nil; old != nil {
 				s.wg.Go(old.Close)
 			}
@@ -118,7 +118,7 @@ type worker struct {
 // work sends bundles until there are none.
 func (s *Scheduler) work(w *worker, b *bundle) {
 	st := w.site
-	w.session = s.pool.take(st.route.key)
+	w.session = s.pool.take(st.key)
 	for b != nil {
 		rep := s.attempt(w, b)
 		s.settler.add(b.batch, rep.done)
@@ -142,7 +142,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 		b = next
 	}
 	if w.session != nil {
-		s.pool.put(st.route.key, w.session)
+		s.pool.put(st.key, w.session)
 	}
 	s.mu.Lock()
 	st.running--
@@ -164,7 +164,11 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 
 // attempt runs one bundle; a panic costs the bundle an hour, not the process its life.
 func (s *Scheduler) attempt(w *worker, b *bundle) (rep report) {
-	a := &Attempt{engine: s.engine, site: w.site, route: w.site.route, session: w.session, bundle: b}
+	st := w.site
+	a := &Attempt{engine: s.engine, session: w.session, bundle: b, opened: func() { s.opened(w) }}
+	s.mu.Lock()
+	a.route = st.route
+	s.mu.Unlock()
 	began := s.now()
 	defer func() {
 		w.session = a.session
@@ -184,30 +188,38 @@ func (s *Scheduler) attempt(w *worker, b *bundle) (rep report) {
 		}
 	}()
 	if w.session == nil { // one may have become idle meanwhile
-		a.session = s.pool.take(w.site.route.key)
+		a.session = s.pool.take(st.key)
 	}
 	return a.Run(s.working)
 }
 
-// learn draws the conclusions of an attempt for its site. The caller holds mu.
-func (s *Scheduler) learn(st *site, w *worker, b *bundle, rep report) {
-	if rep.reached && rep.suspend == nil && !st.proven {
+// opened notes that a worker has a session: its site is alive, and more workers may start.
+func (s *Scheduler) opened(w *worker) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := w.site
+	if !s.now().Before(st.resume) {
 		st.proven = true
 		if st.failures == 0 {
-			st.window = max(st.window, initialWindow)
+			st.window = max(st.window, min(initialWindow, s.cfg.MaxConnectionsPerSite))
 		}
 	}
-	if st.proven && !w.proven {
+	if !w.proven {
 		w.proven = true
 		s.unproven--
 	}
+	s.kick(st)
+}
+
+// learn draws the conclusions of an attempt for its site. The caller holds mu.
+func (s *Scheduler) learn(st *site, w *worker, b *bundle, rep report) {
 	if rep.settled && rep.suspend == nil {
 		st.window = min(st.window+1, s.cfg.MaxConnectionsPerSite)
 		if st.failures > 0 {
 			st.failures = 0
 			s.suspended--
 			s.metrics.suspended.Set(float64(s.suspended))
-			s.log.Info("site.resumed", "site", st.route.name)
+			s.log.Info("site.resumed", "site", st.name)
 		}
 	}
 	if rep.suspend == nil {
@@ -256,7 +268,7 @@ func (s *Scheduler) suspend(st *site, p *pause) {
 	st.resume, st.window, st.proven = now.Add(delay), 1, false
 	st.reply, st.host = p.reply, p.host
 	s.metrics.suspensions.WithLabelValues(p.cause).Inc()
-	attrs := []any{"site", st.route.name, "reason", p.cause, "mx", p.host, "delay", delay.Round(time.Second).String(),
+	attrs := []any{"site", st.name, "reason", p.cause, "mx", p.host, "delay", delay.Round(time.Second).String(),
 		"code", p.reply.Code, "status", p.reply.Status.String(), "attempt", st.failures}
 	if p.err != nil {
 		attrs = append(attrs, "err", p.err)
@@ -322,7 +334,7 @@ func (s *Scheduler) fill(st *site, lane int, queues []spool.Queue) {
 		now := s.now()
 		if err != nil {
 			if s.working.Err() == nil {
-				s.log.Error("lease.failed", "site", st.route.name, "err", err)
+				s.log.Error("lease.failed", "site", st.name, "err", err)
 			}
 			for _, q := range queues {
 				s.store.Return(q, now.Add(time.Second))

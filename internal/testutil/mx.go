@@ -272,6 +272,7 @@ func (s *mxSession) handshake() bool {
 
 func (s *mxSession) serve() {
 	s.attach(s.conn)
+	defer func() { _ = s.w.Flush() }()
 	if s.mx.Implicit && !s.handshake() {
 		return
 	}
@@ -291,10 +292,9 @@ func (s *mxSession) serve() {
 		verb = strings.ToUpper(verb)
 		s.mx.note(func() { s.mx.commands = append(s.mx.commands, line) })
 		if !s.command(verb, arg) {
-			break
+			return
 		}
 	}
-	_ = s.w.Flush()
 }
 
 func (s *mxSession) command(verb, arg string) bool {
