@@ -13,7 +13,7 @@ var (
 	ErrNotFound    = errors.New("no such campaign")
 	ErrBadCursor   = errors.New("bad cursor")
 	ErrContentType = errors.New("recipients are uploaded as text/csv or application/x-ndjson") // 415
-	ErrBadToken    = errors.New("bad unsubscribe token")                                      // 404, whatever was wrong with it
+	ErrBadToken    = errors.New("bad unsubscribe token")                                       // 404, whatever was wrong with it
 )
 
 // Invalid is a request that was refused before anything was stored: 422. Code is the problem's own code, one of the

@@ -2,18 +2,20 @@ package campaign
 
 import (
 	"context"
-	"io"
+	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"relayd/dkim"
 	"relayd/internal/account"
-	"relayd/internal/api"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
+	"relayd/internal/mail"
 	"relayd/internal/suppression"
 	"relayd/spool"
 )
@@ -43,87 +45,254 @@ type Deps struct {
 	Domains     Domains
 	Suppression *suppression.List
 	Events      *event.Log
-	Log         *slog.Logger
-	Metrics     prometheus.Registerer
-	Now         func() time.Time // nil: time.Now
+	Log         *slog.Logger          // nil: nothing is logged
+	Metrics     prometheus.Registerer // nil: not registered
+	Now         func() time.Time      // nil: time.Now
 }
 
 // Service holds all campaigns. Its methods may be called from many goroutines. Where a method takes an account, "" means
 // any: the caller has full rights.
-type Service struct{}
+type Service struct {
+	cfg         Config
+	db          kv.DB
+	spool       *spool.Store
+	intake      Fanout
+	keys        Keyring
+	domains     Domains
+	suppression *suppression.List
+	events      *event.Log
+	log         *slog.Logger
+	now         func() time.Time
+	metrics     *metrics
+	tokens      *tokenKeys
+	cache       *cache
 
-// New opens the campaigns in deps.DB.
-func New(cfg Config, deps Deps) (*Service, error) { panic("stub") }
+	wake chan struct{}
 
-// Run queues the recipients of running campaigns until ctx ends.
-func (s *Service) Run(ctx context.Context) error { panic("stub") }
-
-// Close frees what New opened.
-func (s *Service) Close() error { panic("stub") }
-
-// Create checks and stores a campaign with its inline recipients, and starts it where req says so.
-func (s *Service) Create(ctx context.Context, account string, req *api.CreateCampaign) (api.Campaign, error) {
-	panic("stub")
+	mu   sync.Mutex
+	jobs map[mail.QueueID]*job // campaigns that are neither drafts nor ended
 }
 
-// AddRecipients streams a CSV or JSONL upload into a draft.
-func (s *Service) AddRecipients(ctx context.Context, account, id, contentType string, r io.Reader, opts api.ImportOptions) (api.ImportReport, error) {
-	panic("stub")
+// job is what Run has to do for a campaign, and what is known of its speed.
+type job struct {
+	state  string
+	queued bool
+	held   bool   // somebody prepares it
+	after  uint64 // numbers below have been queued
+	speed  speed
 }
 
-// Start begins to send.
-func (s *Service) Start(ctx context.Context, account, id string) (api.Campaign, error) { panic("stub") }
-
-// Pause stops new attempts; those in an SMTP transaction finish.
-func (s *Service) Pause(ctx context.Context, account, id string) (api.Campaign, error) { panic("stub") }
-
-// Resume goes on.
-func (s *Service) Resume(ctx context.Context, account, id string) (api.Campaign, error) { panic("stub") }
-
-// Cancel ends it: what is not delivered becomes cancelled.
-func (s *Service) Cancel(ctx context.Context, account, id string) (api.Campaign, error) { panic("stub") }
-
-// Get returns one campaign.
-func (s *Service) Get(ctx context.Context, account, id string) (api.Campaign, error) { panic("stub") }
-
-// Progress returns counts that sum to the total.
-func (s *Service) Progress(ctx context.Context, account, id string) (api.Progress, error) { panic("stub") }
-
-// List returns campaigns, newest first.
-func (s *Service) List(ctx context.Context, account, cursor string, limit int) (api.CampaignList, error) {
-	panic("stub")
+// New opens the campaigns in deps.DB, and with DataDir the keys of unsubscribe links, which it makes where there are
+// none. Campaigns that were paused are paused again in the spool before New returns.
+func New(cfg Config, deps Deps) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Node == "" {
+		cfg.Node = DefaultConfig().Node
+	}
+	tokens, err := openTokenKeys(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{
+		cfg: cfg, db: deps.DB, spool: deps.Spool, intake: deps.Intake, keys: deps.Keys, domains: deps.Domains,
+		suppression: deps.Suppression, events: deps.Events, log: deps.Log, now: deps.Now, tokens: tokens,
+		metrics: newMetrics(deps.Metrics), cache: newCache(cfg.CacheBytes),
+		wake: make(chan struct{}, 1), jobs: map[mail.QueueID]*job{},
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if err := s.load(context.Background()); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
-// Recipients returns results per recipient, of one state or of all for "".
-func (s *Service) Recipients(ctx context.Context, account, id, state, cursor string, limit int) (api.RecipientList, error) {
-	panic("stub")
+// load finds the campaigns with work left.
+func (s *Service) load(ctx context.Context) error {
+	return s.db.View(ctx, func(tx kv.Tx) error {
+		var ids []mail.QueueID
+		err := tx.Scan(tableActive, nil, nil, func(k, _ []byte) (bool, error) {
+			if len(k) != len(mail.QueueID{}) {
+				return false, fmt.Errorf("%w: key of %d bytes", errBadRecord, len(k))
+			}
+			ids = append(ids, mail.QueueID(k))
+			return true, nil
+		})
+		if err != nil {
+			return fmt.Errorf("read active campaigns: %w", err)
+		}
+		for _, id := range ids {
+			r, err := getRecord(tx, id)
+			if err != nil {
+				return err
+			}
+			s.follow(r)
+		}
+		return nil
+	})
 }
 
-// Compose renders, assembles and signs the message of one envelope (delivery.Composer).
+// follow brings what is held in memory in line with a record that is durable.
+func (s *Service) follow(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stopped := r.State == Paused || r.State == Cancelling
+	s.spool.PauseStream(formatID(r.ID), stopped)
+	if r.State == Draft || ended(r.State) {
+		delete(s.jobs, r.ID)
+		return
+	}
+	j := s.jobs[r.ID]
+	if j == nil {
+		j = &job{}
+		s.jobs[r.ID] = j
+	}
+	j.state, j.queued = r.State, r.Queued
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Close forgets what is cached. Run must have returned.
+func (s *Service) Close() error {
+	s.cache.clear()
+	return nil
+}
+
+// Blocked returns "cancelled" while a campaign is being cancelled, else "": asked right before MAIL FROM, for an
+// envelope that was leased before.
+func (s *Service) Blocked(campaign string) string {
+	id, err := parseID(campaign)
+	if err != nil {
+		return ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j := s.jobs[id]; j != nil && j.state == Cancelling {
+		return Cancelled
+	}
+	return ""
+}
+
+// owned reads a campaign that the account may see.
+func (s *Service) owned(tx kv.Tx, account, id string) (*record, error) {
+	qid, err := parseID(id)
+	if err != nil {
+		return nil, err
+	}
+	r, err := getRecord(tx, qid)
+	if err != nil {
+		return nil, err
+	}
+	if account != "" && r.Account != account {
+		return nil, ErrNotFound
+	}
+	return r, nil
+}
+
+// composition returns the campaign's compiled message.
+func (s *Service) composition(ctx context.Context, id mail.QueueID) (*composition, error) {
+	return s.cache.get(id, func() (*composition, error) {
+		var r *record
+		err := s.db.View(ctx, func(tx kv.Tx) (err error) {
+			r, err = getRecord(tx, id)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return s.compile(ctx, r)
+	})
+}
+
+func (s *Service) compile(ctx context.Context, r *record) (c *composition, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) error {
+		req, err := getContent(tx, r)
+		if err != nil {
+			return err
+		}
+		c, err = newComposition(r.ID, r.Account, req, s.cfg.Hostname, s.cfg.PublicURL)
+		return err
+	})
+	return c, err
+}
+
+// Compose renders, assembles and signs the message of one envelope (delivery.Composer). Every attempt gets the same
+// bytes as long as the domain's keys stay. A *mail.Error with 5yz means that this recipient's message cannot be made.
 func (s *Service) Compose(ctx context.Context, m *spool.Message, e *spool.Envelope) ([]byte, error) {
-	panic("stub")
+	c, err := s.composition(ctx, m.ID)
+	if err != nil {
+		if _, bad := errors.AsType[*Invalid](err); bad || errors.Is(err, ErrNotFound) {
+			return nil, mail.Refuse(550, mail.Status{Class: 5, Subject: 6, Detail: 0}, "Campaign content cannot be used", err)
+		}
+		return nil, err
+	}
+	at, attributes, err := readSnapshot(e.Data)
+	if err != nil {
+		return nil, mail.Refuse(550, mail.Status{Class: 5, Subject: 6, Detail: 0}, "Merge data cannot be read", err)
+	}
+	keys := s.keys.Keys(c.from.Domain)
+	if d, ok := s.domains.Domain(c.from.Domain); len(keys) == 0 && (!ok || d.Sign != "none") {
+		return nil, mail.Refuse(451, mail.Status{Class: 4, Subject: 7, Detail: 5},
+			"No DKIM key for "+c.from.Domain+": run relayctl domain add "+c.from.Domain, nil)
+	}
+	l := letter{
+		id: e.ID, to: e.To, at: at, attributes: attributes,
+		token: s.tokens.seal(forUnsubscribe, claim{m.ID, m.Account, e.To.String()}),
+	}
+	msg, err := c.signed(&l, keys)
+	if err != nil {
+		s.metrics.failed.Inc()
+		if r, ok := errors.AsType[*RenderError](err); ok {
+			return nil, mail.Refuse(550, mail.Status{Class: 5, Subject: 6, Detail: 0}, "Message cannot be rendered: "+mail.CleanText(r.Error(), 200), err)
+		}
+		return nil, err
+	}
+	s.metrics.composed.Inc()
+	return msg, nil
 }
 
-// SettleHook keeps the counters (spool.SettleHook).
-func (s *Service) SettleHook(tx kv.Tx, settled []spool.Settled) error { panic("stub") }
+// signatureRoom is kept free before the header for each signature, so that the message need not be copied.
+const signatureRoom = 1024
 
-// Blocked returns why no message of the campaign may leave now, "" if it may.
-func (s *Service) Blocked(campaign string) string { panic("stub") }
-
-// Unsubscribed says whom a token names.
-type Unsubscribed struct {
-	Account  string
-	Address  string // whole: pages show only Masked
-	Campaign string
-	Created  bool // false: it was unsubscribed already
+// signed writes the message with one signature for each key before it.
+func (c *composition) signed(l *letter, keys []*dkim.Key) ([]byte, error) {
+	room := signatureRoom * len(keys)
+	buf := make([]byte, room, room+c.guess())
+	msg, body, err := c.write(buf, l)
+	if err != nil || len(keys) == 0 {
+		return msg, err
+	}
+	c.size.Store(int64(len(msg) - room))
+	h := dkim.NewBodyHasher()
+	_, _ = h.Write(msg[body:]) // never fails
+	signatures, err := dkim.Sign(keys, msg[room:body-len("\r\n")], h.Sum(), l.at)
+	if err != nil {
+		return nil, fmt.Errorf("sign message: %w", err)
+	}
+	if len(signatures) > room {
+		return append(signatures, msg[room:]...), nil
+	}
+	start := room - len(signatures)
+	copy(msg[start:], signatures)
+	return msg[start:], nil
 }
 
-// Masked is the address as a page may show it: a***@example.com.
-func (u Unsubscribed) Masked() string { panic("stub") }
-
-// ParseToken checks a token and returns whom it names, without touching the store. ErrBadToken for every defect.
-func (s *Service) ParseToken(token string) (Unsubscribed, error) { panic("stub") }
-
-// Unsubscribe makes the token's address unsubscribed from the account's broadcasts, durably before it returns. It may
-// be repeated.
-func (s *Service) Unsubscribe(ctx context.Context, token string) (Unsubscribed, error) { panic("stub") }
+// guess is the room that one message takes, so that its buffer is made once.
+func (c *composition) guess() int {
+	if n := c.size.Load(); n > 0 {
+		return int(n) + int(n)/32 + 512
+	}
+	n := 4096 + len(c.tail) + c.text.size*2
+	if c.html != nil {
+		n += c.html.size * 3 / 2
+	}
+	return n
+}

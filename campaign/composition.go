@@ -1,0 +1,366 @@
+package campaign
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"relayd/internal/api"
+	"relayd/internal/mail"
+)
+
+// composition is a campaign's message, compiled: everything that is the same for all recipients is in its final form.
+// It is not changed after newComposition and may be used by many goroutines.
+type composition struct {
+	id       mail.QueueID
+	account  string
+	name     string
+	from     mail.Path
+	reverse  mail.Path
+	scope    scope
+	subject  *program
+	html     *program // nil: the message is text only
+	text     *program
+	head     []byte // header fields before those that differ
+	foot     []byte // header fields behind them, with the empty line
+	toText   []byte // body up to the text
+	toHTML   []byte // between text and HTML
+	tail     []byte // behind the HTML: images, closing delimiters
+	host     string // in Message-ID
+	unsub    string // base of unsubscribe links
+	warnings []api.Warning
+	images   int
+	size     atomic.Int64 // of the last message, for buffers
+}
+
+const (
+	maxNameLength  = 200
+	maxData        = 4 << 20
+	maxSubject     = 1000 // bytes, rendered; our own limit for one header field is 2 KB encoded
+	maxTags        = 20
+	clippedHTML    = 102_000 // bytes behind which Gmail hides the rest
+	defaultStream  = "broadcast"
+	htmlFooter     = `<p style="font-size:12px;color:#666666"><a href="{{unsubscribe_url}}">Unsubscribe</a></p>`
+	textFooter     = "\n-- \nUnsubscribe: {{unsubscribe_url}}\n"
+	preheaderOpen  = `<div style="display:none;max-height:0;overflow:hidden;mso-hide:all">`
+	preheaderClose = `</div>`
+)
+
+// newComposition compiles a request. An error is an *Invalid that tells all that is wrong with it.
+func newComposition(id mail.QueueID, account string, req *api.CreateCampaign, hostname, publicURL string) (*composition, error) {
+	bad := &Invalid{}
+	c := &composition{id: id, account: account, name: req.Name, host: hostname, unsub: unsubscribeBase(publicURL)}
+	c.addresses(req, bad)
+	c.data(req, bad)
+	t := &req.Template
+	set := newImages(t, id.String(), hostname, bad)
+	if err := bad.orNil(); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.subject, err = compileSubject(t.Subject, &c.scope); err != nil {
+		bad.template("/template/subject", err)
+	}
+	if t.HTML != "" {
+		if c.html, err = c.compileHTML(t, set); err != nil {
+			bad.template("/template/html", err)
+		}
+	}
+	if err == nil {
+		if c.text, err = c.compileText(t); err != nil {
+			bad.template("/template/text", err)
+		}
+	}
+	if err := bad.orNil(); err != nil {
+		return nil, err
+	}
+	c.checkUnsubscribe(t, bad)
+	if err := bad.orNil(); err != nil {
+		return nil, err
+	}
+	for _, p := range []*program{c.html, c.text} {
+		if p != nil {
+			p.prepare()
+		}
+	}
+	if err := c.assemble(req, set); err != nil {
+		return nil, err
+	}
+	c.lint(t, set)
+	return c, nil
+}
+
+// unsubscribeBase is what stands before the token in a link.
+func unsubscribeBase(publicURL string) string { return strings.TrimSuffix(publicURL, "/") + "/u/" }
+
+// addresses checks who the message is from.
+func (c *composition) addresses(req *api.CreateCampaign, bad *Invalid) {
+	var err error
+	if req.Name == "" || len(req.Name) > maxNameLength || checkHeaderText(req.Name) != nil || !utf8.ValidString(req.Name) {
+		bad.add("/name", api.CodeInvalidParameter, "a name of 1 to %d bytes without line breaks is needed", maxNameLength)
+	}
+	if c.from, err = parseAddress(req.From.Email); err != nil {
+		bad.add("/from/email", api.CodeInvalidParameter, "%s", err)
+	}
+	if checkHeaderText(req.From.Name) != nil || len(req.From.Name) > maxNameLength || !utf8.ValidString(req.From.Name) {
+		bad.add("/from/name", "header_line_break", "holds a line break or control character, or is longer than %d bytes", maxNameLength)
+	}
+	if req.ReplyTo != "" {
+		if _, err := parseAddress(req.ReplyTo); err != nil {
+			bad.add("/reply_to", api.CodeInvalidParameter, "%s", err)
+		}
+	}
+	c.reverse = c.from
+	if req.ReturnPath != "" {
+		if c.reverse, err = parseAddress(req.ReturnPath); err != nil {
+			bad.add("/return_path", api.CodeInvalidParameter, "%s", err)
+		}
+	}
+	if s := req.Stream; s != "" && !isStream(s) {
+		bad.add("/stream", api.CodeInvalidParameter, "1 to 40 lower-case letters, digits and '-'")
+	}
+	if len(req.Tags) > maxTags {
+		bad.add("/tags", api.CodeInvalidParameter, "more than %d tags", maxTags)
+	}
+	for k, v := range req.Tags {
+		if k == "" || len(k) > 64 || len(v) > 256 {
+			bad.add("/tags", api.CodeInvalidParameter, "names of 1 to 64 bytes with values of up to 256")
+			break
+		}
+	}
+}
+
+func isStream(s string) bool {
+	return len(s) <= 40 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && s[0] != '-' && s[len(s)-1] != '-'
+}
+
+// parseAddress takes the addresses that campaigns go to and come from: with a dot in the domain, and such that every
+// host takes them.
+func parseAddress(s string) (mail.Path, error) {
+	p, err := mail.ParsePath(strings.TrimSpace(s))
+	switch {
+	case err != nil:
+		return p, err
+	case strings.HasPrefix(p.Domain, "["):
+		return p, fmt.Errorf("%w: address literal in place of a domain", mail.ErrBadPath)
+	case !strings.Contains(p.Domain, "."):
+		return p, fmt.Errorf("%w: domain has no dot", mail.ErrBadPath)
+	case p.NeedsUTF8():
+		return p, fmt.Errorf("%w: the local part needs SMTPUTF8, which many hosts do not have", mail.ErrBadPath)
+	}
+	return p, nil
+}
+
+// data checks the campaign's merge data.
+func (c *composition) data(req *api.CreateCampaign, bad *Invalid) {
+	c.scope = scope{data: req.Data, vars: req.Template.Variables}
+	size := 0
+	for _, name := range sortedKeys(req.Data) {
+		pointer := "/data/" + escapePointer(name)
+		if isReserved(name) {
+			bad.add(pointer, api.CodeInvalidParameter, "%q is filled in by relayd", name)
+		}
+		if len(name) > maxAttributeName {
+			bad.add(pointer, api.CodeInvalidParameter, "name longer than %d bytes", maxAttributeName)
+		}
+		if s, ok := req.Data[name].(string); ok {
+			size += len(s)
+			if len(s) > maxSource || !utf8.ValidString(s) {
+				bad.add(pointer, api.CodeInvalidParameter, "longer than %d bytes, or not UTF-8", maxSource)
+			}
+			continue
+		}
+		if !checkNested(req.Data[name], 0, &size) {
+			bad.add(pointer, api.CodeInvalidParameter, "merge tags stand only in values of the first level; lists nest at most %d deep", maxDepth)
+		}
+	}
+	if size > maxData {
+		bad.add("/data", api.CodeInvalidParameter, "more than %d bytes", maxData)
+	}
+	for _, name := range sortedKeys(req.Template.Variables) {
+		if v := req.Template.Variables[name]; v.Type != "" && v.Type != "html" && v.Type != "text" {
+			bad.add("/template/variables/"+escapePointer(name)+"/type", api.CodeInvalidParameter, `%q is not "html" or "text"`, clip(v.Type, 40))
+		}
+	}
+}
+
+func checkNested(x any, depth int, size *int) bool {
+	if *size++; depth > maxDepth {
+		return false
+	}
+	switch x := x.(type) {
+	case string:
+		*size += len(x)
+		return !strings.Contains(x, "{{")
+	case []any:
+		for _, y := range x {
+			if !checkNested(y, depth+1, size) {
+				return false
+			}
+		}
+	case map[string]any:
+		for k, y := range x {
+			*size += len(k)
+			if !checkNested(y, depth+1, size) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
+
+// escapePointer writes a name as a token of a JSON Pointer, RFC 6901 section 3.
+func escapePointer(s string) string {
+	return strings.NewReplacer("~", "~0", "/", "~1").Replace(clip(s, 100))
+}
+
+func (e *Invalid) template(pointer string, err error) {
+	if t, ok := errors.AsType[*TemplateError](err); ok {
+		switch {
+		case t.Part == partPreheader:
+			pointer = "/template/preheader"
+		case strings.HasPrefix(t.Part, partData):
+			pointer = "/data/" + escapePointer(strings.TrimPrefix(t.Part, partData))
+		}
+		e.add(pointer, t.Code, "%s", t)
+		return
+	}
+	e.add(pointer, api.CodeTemplateSyntax, "%s", err)
+}
+
+func compileSubject(src string, sc *scope) (*program, error) {
+	if strings.TrimSpace(src) == "" {
+		return nil, errorAt(partSubject, src, 0, "a subject is needed")
+	}
+	return compilePart(partSubject, strings.TrimSpace(src), modeSubject, sc)
+}
+
+func (c *composition) compileHTML(t *api.CampaignTemplate, set *imageSet) (*program, error) {
+	comp := newCompiler(partHTML, modeHTML, &c.scope)
+	comp.images = set
+	preheader := func() error {
+		comp.pending = append(comp.pending, preheaderOpen...)
+		was := *comp
+		comp.value, comp.escaped, comp.plain, comp.scopes = false, true, escText, []int{0}
+		err := comp.source(partPreheader, t.Preheader)
+		comp.value, comp.escaped, comp.plain, comp.scopes = was.value, was.escaped, was.plain, was.scopes
+		comp.pending = append(comp.pending, preheaderClose...)
+		return err
+	}
+	if t.Preheader != "" {
+		if hasBody(t.HTML) {
+			comp.onBody = preheader
+		} else if err := preheader(); err != nil {
+			return nil, err
+		}
+	}
+	if err := comp.source(partHTML, c.withFooter(t)); err != nil {
+		return nil, err
+	}
+	return comp.finish()
+}
+
+func hasBody(src string) bool {
+	i := strings.Index(strings.ToLower(src), "<body")
+	return i >= 0 && len(src) > i+5 && (isSpace(src[i+5]) || src[i+5] == '>')
+}
+
+// withFooter adds the unsubscribe line to HTML that has none, where the template asks for that.
+func (c *composition) withFooter(t *api.CampaignTemplate) string {
+	if !t.Options.AutoFooter || c.mentionsUnsubscribe(t.HTML) {
+		return t.HTML
+	}
+	if i := strings.LastIndex(strings.ToLower(t.HTML), "</body"); i >= 0 && len(strings.ToLower(t.HTML)) == len(t.HTML) {
+		return t.HTML[:i] + htmlFooter + t.HTML[i:]
+	}
+	return t.HTML + htmlFooter
+}
+
+func (c *composition) mentionsUnsubscribe(src string) bool {
+	has := func(s string) bool {
+		return strings.Contains(s, "unsubscribe_url") || strings.Contains(s, "amazonSESUnsubscribeUrl")
+	}
+	for name, x := range c.scope.data {
+		if s, ok := x.(string); ok && has(s) && strings.Contains(src, name) {
+			return true
+		}
+	}
+	return has(src)
+}
+
+func (c *composition) compileText(t *api.CampaignTemplate) (*program, error) {
+	src, converted := t.Text, false
+	if strings.TrimSpace(src) == "" {
+		if t.HTML == "" {
+			return nil, errorAt(partText, "", 0, "a template needs html or text")
+		}
+		var err error
+		if src, err = htmlToText(partHTML, c.withFooter(t)); err != nil {
+			return nil, err
+		}
+		converted = true
+	}
+	if !c.mentionsUnsubscribe(src) && (converted && c.html.reads("unsubscribe_url") || t.Options.AutoFooter) {
+		src += textFooter
+	}
+	comp := newCompiler(partText, modeText, &c.scope)
+	comp.converted = converted
+	if err := comp.source(partText, src); err != nil {
+		return nil, err
+	}
+	return comp.finish()
+}
+
+// reads tells whether the program shows one of our own values.
+func (p *program) reads(name string) bool {
+	return slices.ContainsFunc(p.uses, func(u use) bool {
+		return u.system && (u.root == name || name == "unsubscribe_url" && u.root == "amazonSESUnsubscribeUrl")
+	})
+}
+
+// checkUnsubscribe requires a visible link in every part: mailbox providers and the law do.
+func (c *composition) checkUnsubscribe(t *api.CampaignTemplate, bad *Invalid) {
+	if c.html != nil && !c.html.reads("unsubscribe_url") {
+		bad.add("/template/html", "unsubscribe_link_missing",
+			`no unsubscribe link: add <a href="{{unsubscribe_url}}">Unsubscribe</a>, or set template.options.auto_footer`)
+	}
+	if !c.text.reads("unsubscribe_url") && (t.Text != "" || c.html == nil) {
+		bad.add("/template/text", "unsubscribe_link_missing",
+			"no unsubscribe link: add {{unsubscribe_url}}, or set template.options.auto_footer")
+	}
+}
+
+// uses lists where variables are read, in all parts.
+func (c *composition) uses() []use {
+	list := slices.Clone(c.subject.uses)
+	for _, p := range []*program{c.html, c.text} {
+		if p != nil {
+			list = append(list, p.uses...)
+		}
+	}
+	return list
+}
+
+// variablesUsed lists their names, sorted.
+func (c *composition) variablesUsed() []string {
+	names := map[string]bool{}
+	for _, u := range c.uses() {
+		if u.root != "" {
+			names[u.name] = true
+		}
+	}
+	return sortedKeys(names)
+}
