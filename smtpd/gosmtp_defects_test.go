@@ -61,14 +61,14 @@ func (s *inboxSession) Data(r io.Reader) error {
 	return nil
 }
 
-func startGoSMTP(t testing.TB, b *inbox) (*smtp.Server, string) {
+func startGoSMTP(t testing.TB, b *inbox, timeout time.Duration) string {
 	t.Helper()
 	if b.read == nil {
 		b.read = io.ReadAll
 	}
 	s := smtp.NewServer(b)
 	s.Domain, s.AllowInsecureAuth, s.MaxMessageBytes = "relay.example.com", true, 26<<20
-	s.ReadTimeout, s.WriteTimeout = time.Minute, time.Minute
+	s.ReadTimeout, s.WriteTimeout = timeout, time.Minute
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	done := make(chan error, 1)
@@ -77,7 +77,7 @@ func startGoSMTP(t testing.TB, b *inbox) (*smtp.Server, string) {
 		_ = s.Close()
 		<-done
 	})
-	return s, l.Addr().String()
+	return l.Addr().String()
 }
 
 // peer is either server seen from outside.
@@ -199,10 +199,11 @@ func TestGoSMTPMended(t *testing.T) {
 func goSMTPPeer(t *testing.T, name string) *peer {
 	t.Helper()
 	b := &inbox{}
-	s, addr := startGoSMTP(t, b)
+	timeout := time.Minute
 	if strings.Contains(name, "timeout") {
-		s.ReadTimeout = 50 * time.Millisecond
+		timeout = 50 * time.Millisecond
 	}
+	addr := startGoSMTP(t, b, timeout)
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
