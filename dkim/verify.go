@@ -79,7 +79,10 @@ func Verify(ctx context.Context, r io.Reader, txt TXTLookup) ([]Verification, er
 	if err != nil && !errors.Is(err, msgauth.ErrTooManySignatures) {
 		return nil, fmt.Errorf("verify message: %w", err)
 	}
-	for i := range min(len(found), len(verdicts)) {
+	if len(found) != len(verdicts) { // our reading of the header differs; never match a verdict with the wrong signature
+		return nil, fmt.Errorf("verify message: %d signatures found, %d judged", len(found), len(verdicts))
+	}
+	for i := range found {
 		found[i].judge(verdicts[i].Err)
 	}
 	return found, nil
@@ -132,30 +135,27 @@ func readHeader(r *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// signatures returns one Verification per signature field, at most maxVerifications. It passes over lines that
-// mail.ParseHeader refuses, as go-msgauth does.
+// signatures returns one Verification per signature field, at most maxVerifications. It takes for a field what go-msgauth
+// takes for one, which is more than mail.ParseHeader does.
 func signatures(header []byte) ([]Verification, error) {
-	var values [][]byte
-	fields, inside := 0, false // inside the last of values
-	for line := range bytes.SplitSeq(header, crlf) {
-		if len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
-			if inside {
-				values[len(values)-1] = append(values[len(values)-1], line...)
-			}
-			continue
-		}
-		fields++
-		name, value, _ := bytes.Cut(line, []byte{':'})
-		if inside = strings.EqualFold(string(bytes.TrimSpace(name)), fieldName) && len(values) < maxVerifications; inside {
-			values = append(values, bytes.Clone(value))
+	var fields [][]byte // each with its folding
+	for start, at := 0, 0; at < len(header); {
+		at += bytes.Index(header[at:], crlf) + len(crlf)
+		if at == len(header) || header[at] != ' ' && header[at] != '\t' {
+			fields = append(fields, header[start:at])
+			start = at
 		}
 	}
-	found := make([]Verification, 0, len(values))
-	for _, value := range values {
+	found := []Verification{}
+	for _, field := range fields {
+		name, value, _ := bytes.Cut(field, []byte{':'})
+		if !strings.EqualFold(string(bytes.TrimSpace(name)), fieldName) || len(found) == maxVerifications {
+			continue
+		}
 		v := Verification{Result: ResultPermError}
 		for tag := range strings.SplitSeq(string(value), ";") {
 			name, text, _ := strings.Cut(tag, "=")
-			if name = strings.TrimSpace(name); name == "h" && strings.Count(text, ":")*fields > maxVerifyPicks {
+			if name = strings.TrimSpace(name); name == "h" && strings.Count(text, ":")*len(fields) > maxVerifyPicks {
 				return nil, ErrHeaderTooLarge
 			}
 			text = mail.CleanText(strings.Join(strings.Fields(text), ""), 255)

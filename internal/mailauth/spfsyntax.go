@@ -28,11 +28,14 @@ var (
 	macroStringForm = regexp.MustCompile(`^` + macroString + `$`)
 	domainSpecForm  = regexp.MustCompile(`^(?:` + macroString + `\.` + topLabel + `\.?|` + macroString + macroExpand + `)$`)
 	modifierForm    = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9._-]*)=(.*)$`)
-	hostForm        = regexp.MustCompile(`^(a|mx)(?::(.*?))?(?:/([0-9]+))?(?://([0-9]+))?$`)
+	hostForm        = regexp.MustCompile(`^(?i:a|mx)(?::(.*?))?(?:/([0-9]+))?(?://([0-9]+))?$`)
 )
 
 // checkSyntax reads an SPF record whole: an error anywhere in it makes the result permerror (RFC 7208 section 4.6).
 func checkSyntax(record string) error {
+	if i := strings.IndexFunc(record, func(c rune) bool { return c < ' ' || c > '~' }); i >= 0 {
+		return fmt.Errorf("character %d is none that a record may hold", i+1)
+	}
 	seen := map[string]bool{}
 	for i, term := range strings.Split(record, " ") {
 		if i == 0 || term == "" {
@@ -80,19 +83,18 @@ func checkMechanism(term string) error {
 	case "ip4", "ip6":
 		return checkNetwork(name, rest)
 	}
-	lower := strings.ToLower(term)
-	m := hostForm.FindStringSubmatchIndex(lower)
+	m := hostForm.FindStringSubmatch(term)
 	if m == nil {
 		return errors.New("no such mechanism")
 	}
-	if m[4] >= 0 {
-		if err := checkDomainSpec(term[m[4]:m[5]]); err != nil {
+	if colon {
+		if err := checkDomainSpec(m[1]); err != nil {
 			return err
 		}
 	}
 	for i, most := range []int{32, 128} {
-		if from, to := m[6+2*i], m[7+2*i]; from >= 0 {
-			if err := checkPrefix(term[from:to], most); err != nil {
+		if m[2+i] != "" {
+			if err := checkPrefix(m[2+i], most); err != nil {
 				return err
 			}
 		}
