@@ -265,11 +265,16 @@ func pictureType(kind string) bool {
 	return kind == "image/png" || kind == "image/jpeg" || kind == "image/gif" || kind == "image/webp"
 }
 
-// withPictures returns the HTML with its cid: pictures inside.
+// withPictures returns the HTML with its cid: pictures inside and links that open in a new tab.
 func (p parts) withPictures() string {
 	var pairs []string
 	for id, data := range p.pictures {
 		pairs = append(pairs, "cid:"+id, data)
 	}
-	return `<base target="_blank">` + strings.NewReplacer(pairs...).Replace(p.html)
+	const newTab = `<base target="_blank">`
+	html := strings.NewReplacer(pairs...).Replace(p.html)
+	if before, after, ok := strings.Cut(html, "<head>"); ok {
+		return before + "<head>" + newTab + after // behind the doctype
+	}
+	return newTab + html
 }
