@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,6 +108,9 @@ func (s *Server) activateKey(r *request, in *api.ActivateKey) (api.Domain, error
 	if err != nil {
 		return api.Domain{}, err
 	}
+	if !slices.ContainsFunc(s.deps.Keys.AllKeys(d.Name), func(k *dkim.Key) bool { return k.Selector == in.Selector }) {
+		return api.Domain{}, notFound("DKIM key")
+	}
 	if err := s.deps.Keys.Activate(d.Name, in.Selector); err != nil {
 		return api.Domain{}, err
 	}
@@ -119,7 +123,7 @@ func (s *Server) domainOf(d account.Domain) api.Domain {
 		Name: d.Name, Account: d.Account, Sign: d.Sign, Configured: d.Configured, CreatedAt: d.CreatedAt,
 		Keys: []api.DKIMKey{}, DNSRecords: []api.DNSRecord{},
 	}
-	for _, k := range s.domainKeys(d.Name) {
+	for _, k := range s.deps.Keys.AllKeys(d.Name) {
 		out.Keys = append(out.Keys, api.DKIMKey{Selector: k.Selector, Algorithm: string(k.Algorithm), State: string(k.State)})
 		if k.State != dkim.Retired {
 			out.DNSRecords = append(out.DNSRecords, api.DNSRecord{
@@ -137,11 +141,6 @@ func (s *Server) domainOf(d account.Domain) api.Domain {
 			Status: api.RecordUnchecked,
 		})
 	return out
-}
-
-// domainKeys are the keys in all states, those that the configuration names in place of the stored ones.
-func (s *Server) domainKeys(name string) []*dkim.Key {
-	return s.deps.Keys.AllKeys(name)
 }
 
 // spfRecord is what a domain without a record may publish.

@@ -15,9 +15,9 @@ func formOf(body []byte) string {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return formEmpty
 	}
-	fields := urlencoded
+	fields := urlencodedFields
 	if bytes.HasPrefix(bytes.TrimLeft(body, "\r\n"), []byte("--")) {
-		fields = multipart
+		fields = multipartFields
 	}
 	form := formOther
 	fields(body, func(name, value string) {
@@ -31,7 +31,7 @@ func formOf(body []byte) string {
 	return form
 }
 
-func urlencoded(body []byte, field func(name, value string)) {
+func urlencodedFields(body []byte, field func(name, value string)) {
 	for pair := range strings.SplitSeq(string(bytes.TrimSpace(body)), "&") {
 		name, value, _ := strings.Cut(pair, "=")
 		name, err := url.QueryUnescape(name)
@@ -45,9 +45,9 @@ func urlencoded(body []byte, field func(name, value string)) {
 	}
 }
 
-// multipart reads multipart/form-data leniently: the first line is the delimiter, whatever the header of the request
+// multipartFields reads multipart/form-data leniently: the first line is the delimiter, whatever the header of the request
 // says, lines may end in LF, and the closing delimiter may be missing.
-func multipart(body []byte, field func(name, value string)) {
+func multipartFields(body []byte, field func(name, value string)) {
 	lines := strings.Split(strings.ReplaceAll(strings.TrimLeft(string(body), "\r\n"), "\r\n", "\n"), "\n")
 	delimiter := strings.TrimRight(lines[0], " \t")
 	if len(delimiter) < 3 {

@@ -71,7 +71,7 @@ func (c cursorSealer) open(bound, sealed string) (string, error) {
 	if sealed == "" {
 		return "", nil
 	}
-	b, err := base64.RawURLEncoding.DecodeString(sealed)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(sealed)
 	if err != nil || len(b) < 1+cursorMAC || b[0] != cursorVersion ||
 		!hmac.Equal(b[1:1+cursorMAC], c.mac(bound, string(b[1+cursorMAC:]))) {
 		return "", &api.Problem{
