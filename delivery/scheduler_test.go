@@ -462,7 +462,6 @@ func TestDeadSiteIsPausedAndGrowing(t *testing.T) {
 	}
 	r.start()
 	r.logs.wait(t, "site.suspended", func(l logLine) bool { return l.attrs["attempt"] == "4" })
-	mx.Rule = nil
 	for _, id := range ids {
 		e := r.deferred(id, 0)
 		require.Zero(t, e.Attempts)
