@@ -158,8 +158,10 @@ func TestOddMessagesVerify(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := "From:" + value.Draw(t, "from") + "\r\n"
 		for range rapid.IntRange(0, 12).Draw(t, "fields") {
-			name := rapid.SampledFrom([]string{"to", "TO", "Cc", "sUBJECT", "Subject ", "Date", "Reply-To", "Sender",
-				"List-Unsubscribe", "List-Unsubscribe-Post", "Feedback-ID", "List-Id", "References", "X-Other", "Received"}).Draw(t, "name")
+			name := rapid.SampledFrom([]string{
+				"to", "TO", "Cc", "sUBJECT", "Subject ", "Date", "Reply-To", "Sender",
+				"List-Unsubscribe", "List-Unsubscribe-Post", "Feedback-ID", "List-Id", "References", "X-Other", "Received",
+			}).Draw(t, "name")
 			h = rapid.SampledFrom([]string{"", h}).Draw(t, "above") + name + ":" + value.Draw(t, "value") + "\r\n"
 			if !strings.Contains(h, "From:") {
 				h += "From:" + value.Draw(t, "from again") + "\r\n"

@@ -88,7 +88,8 @@ func TestAnswersToOtherQuestionsAreIgnored(t *testing.T) {
 			changed(evil, func(m *dns.Msg) { m.Question = nil }),
 			changed(evil, func(m *dns.Msg) { m.Response = false }),
 			changed(evil, func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate }),
-			{}, []byte("garbage"),
+			{},
+			[]byte("garbage"),
 			pack(answerMX(q, "good.example.")),
 		}
 	})
