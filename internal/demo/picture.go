@@ -21,13 +21,12 @@ func Picture(size int) ([]byte, error) {
 	if err != nil || len(smooth) >= size {
 		return smooth, err
 	}
-	// The weight grows with the grainy pixels, nearly linearly: a few steps of interpolation find the lightest that is heavy
-	// enough.
-	low, high := 0, all
-	lowSize, slope := len(smooth), 2.0
+	// The weight grows with the grainy pixels: a few steps of interpolation find a picture that is just heavy enough.
+	const most = 2.3 // bytes that a grainy pixel weighs
+	low, high, lowSize, highSize := 0, all, len(smooth), len(smooth)+int(most*float64(all))
 	var best []byte
 	for range 12 {
-		grain := low + int(float64(size+size/200-lowSize)/slope)
+		grain := low + int(float64(high-low)*float64(size+size/200-lowSize)/float64(highSize-lowSize))
 		if grain <= low || grain >= high {
 			grain = (low + high + 1) / 2
 		}
@@ -36,13 +35,12 @@ func Picture(size int) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		slope = max(0.5, float64(len(painted)-len(smooth))/float64(grain))
 		if len(painted) < size {
 			low, lowSize = grain, len(painted)
 			continue
 		}
-		high, best = grain, painted
-		if len(painted) <= size+size/100 {
+		high, highSize, best = grain, len(painted), painted
+		if len(painted) <= size+size/80 {
 			break
 		}
 	}
@@ -54,7 +52,7 @@ func Picture(size int) ([]byte, error) {
 
 type banner struct{ img *image.RGBA }
 
-// paint draws a sky with three suns and puts grain on the first pixels.
+// paint draws a sky with three suns and puts grain on about that many pixels, spread evenly.
 func (b banner) paint(grain int) {
 	box := b.img.Bounds()
 	w, h := box.Dx(), box.Dy()
@@ -67,8 +65,7 @@ func (b banner) paint(grain int) {
 					c = sun
 				}
 			}
-			if i := y*w + x; i < grain {
-				m := mix(uint64(i)) //nolint:gosec // i counts from 0
+			if m := mix(uint64(y*w + x)); m>>32%uint64(w*h) < uint64(grain) { //nolint:gosec // counts from 0
 				c.R, c.G, c.B = shade(c.R, m), shade(c.G, m>>8), shade(c.B, m>>16)
 			}
 			b.img.SetRGBA(x, y, c)
