@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"sync"
@@ -112,7 +111,7 @@ func (s *sinkSession) AuthMechanisms() []string {
 func (s *sinkSession) Auth(string) (sasl.Server, error) {
 	return sasl.NewPlainServer(func(_, user, password string) error {
 		if want, ok := s.sink.users[user]; !ok || want != password {
-			return errors.New("no")
+			return reply(535, 5, 7, 8, "Bad credentials")
 		}
 		s.user = user
 		return nil

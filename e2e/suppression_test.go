@@ -120,7 +120,7 @@ func TestCampaignAndOneClickUnsubscribe(t *testing.T) {
 			require.LessOrEqual(t, len(line), 998)
 			require.NotContains(t, string(line), "\n")
 		}
-		if d.To == "ann@dest.example" {
+		if strings.EqualFold(d.To, "ann@dest.example") {
 			link = found[1]
 		}
 	}
@@ -228,7 +228,7 @@ func TestCSVUpload(t *testing.T) {
 	id := r.campaign(body)
 	csv := "\ufeffEmail,Name,Gender,CreateTime,SubscriptionStatus\r\n" +
 		"ann@dest.example,Ann,F,2023-01-05 16:00:00,true\r\n" +
-		"bob@dest.example,\"Bob, \"\"the\"\" Builder\",M,2023-01-06 09:00:00,\"\"\"true\"\"\"\r\n" +
+		"bob@dest.example,\"Bob, \"\"the\"\" Builder\",M,2023-01-06 09:00:00,\"true\"\r\n" +
 		"no-address,X,M,2023-01-06 09:00:00,true\r\n" +
 		"cho@dest.example,조,F,2023-01-06 09:00:00,maybe\r\n" +
 		"dan@dest.example,Dan,M,2023-01-06 09:00:00,false\r\n" +
