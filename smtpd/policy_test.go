@@ -248,3 +248,52 @@ func TestConfigValidate(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.ErrorIs(t, s.Run(context.Background()), net.ErrClosed)
 }
+
+// TestShutdownDoesNotBreakAMessageUnderTLS: the session is woken in the middle of a record stream, and goes on.
+func TestShutdownDoesNotBreakAMessageUnderTLS(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	c := f.inData(t, implicit)
+	c.send("Subject: x\r\n\r\n")
+	result := make(chan error, 1)
+	go func() { result <- f.Shutdown(context.Background()) }()
+	require.Eventually(t, func() bool { _, err := net.Dial("tcp", f.Addr(plain).String()); return err != nil }, 5*time.Second, time.Millisecond)
+	for range 100 {
+		c.send(strings.Repeat("x", 70) + "\r\n")
+	}
+	c.cmd(".", "250 2.0.0")
+	c.expect("421 4.3.2")
+	c.closed()
+	require.NoError(t, <-result)
+	require.Len(t, f.rec.all(), 1)
+}
+
+func TestClosedContextEndsRun(t *testing.T) {
+	t.Parallel()
+	s, err := New(testConfig(), testDeps(&recorder{}, io.Discard))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	conn, err := net.Dial("tcp", s.Addr(plain).String())
+	require.NoError(t, err)
+	_, err = conn.Read(make([]byte, 64))
+	require.NoError(t, err)
+	cancel()
+	require.NoError(t, <-done)
+	_, err = io.ReadAll(conn)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+}
+
+// TestShutdownGivesUpWithItsContext: who does not end its transaction is closed.
+func TestShutdownGivesUpWithItsContext(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	c := f.inData(t, plain)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, f.Shutdown(ctx), context.DeadlineExceeded)
+	c.closed()
+	require.Empty(t, f.rec.all())
+}

@@ -71,7 +71,8 @@ func (c *wire) fill(deadline time.Time, stop *atomic.Bool) error {
 		c.r = 0
 	}
 	for empty := 0; ; {
-		if err := c.conn.SetReadDeadline(deadline); err != nil {
+		// Of writes too: TLS may have to answer while it reads.
+		if err := c.conn.SetDeadline(deadline); err != nil {
 			return err
 		}
 		if stop != nil && stop.Load() {

@@ -211,6 +211,10 @@ func TestRefusals(t *testing.T) {
 		{"B5_two_senders", field("Sender: a@example.com\r\nSender: a@example.com"), "554 5.6.0 Header field Sender"},
 		{"B5_blank_before_colon", "From : a@example.com\r\n\r\n", "554 5.6.0 Header field From has a blank"},
 		{"B5_blank_line_that_is_none", field("X: y\r\n \r\nFrom: b@victim.example"), "554 5.6.0 Header field X has a blank continuation"},
+		{"unclosed_quote", from(`"App <a@example.com>`), "554 5.6.0"},
+		{"unclosed_bracket", from("App <a@example.com"), "554 5.6.0"},
+		{"unclosed_quote_in_address", from(`App <"a@example.com>`), "554 5.6.0"},
+		{"direction_override_in_name", from("=?utf-8?b?4oCuZ3Bq?= <a@example.com>"), "554 5.6.0 Header field From: has a display name"},
 		{"empty_from", from(""), "554 5.6.0"},
 		{"two_subjects", field("Subject: a\r\nSubject: b"), "554 5.6.0 Header field Subject stands more than once"},
 		{"header_outside_ASCII", field("Subject: caf\xc3\xa9"), "554 5.6.9 Header field Subject is not ASCII"},
@@ -254,6 +258,8 @@ func TestSubmissionsRefusedBeforeReading(t *testing.T) {
 		{"no_recipients", func(s *Submission) { s.Recipients = nil }, "554 5.5.1"},
 		{"address_literal", func(s *Submission) { s.Recipients[0].To.Domain = "[192.0.2.1]" }, "550 5.1.2"},
 		{"single_label", func(s *Submission) { s.Recipients[0].To.Domain = "localhost" }, "550 5.1.2"},
+		{"non_ASCII_recipient", func(s *Submission) { s.Recipients[0].To.Local = "\u00fc" }, "553 5.6.7"},
+		{"null_recipient", func(s *Submission) { s.Recipients[0].To = mail.Path{} }, "501 5.1.3"},
 		{"bad_stream", func(s *Submission) { s.Stream = "a/b" }, "550 5.6.0"},
 	}
 	for _, tc := range tests {
@@ -277,7 +283,7 @@ func TestAcceptedSpellings(t *testing.T) {
 	for _, v := range []string{
 		"a@example.com", "<a@EXAMPLE.com>", "App <a@example.com>", `"App, Inc. \"x\"" <a@example.com>`, "a@example.com (App)",
 		"[App] News <a@example.com>", "App (staging) <a@example.com>", "=?utf-8?b?7ZWc6rWt?= <a@example.com>",
-		`"a b"@example.com`, "App\r\n <a@example.com>", `"a@example.com" <a@example.com>`, "Bücher via X <a@xn--bcher-kva.example>",
+		`"a b"@example.com`, `App <"a>b"@example.com>`, `"a\"b" <"x\"y"@example.com>`, "<a@example.com> (App)", "App\r\n <a@example.com>", `"a@example.com" <a@example.com>`, "Bücher via X <a@xn--bcher-kva.example>",
 	} {
 		v = strings.ReplaceAll(v, "ü", "ue")
 		_, err := f.Accept(t.Context(), submission("From: "+v+"\r\n\r\nHello\r\n"))
@@ -465,4 +471,18 @@ func FuzzMessage(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestTraceFieldCannotBeBroken: what a client says of itself stays inside its place.
+func TestTraceFieldCannotBeBroken(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	s := submission(plain)
+	s.Trace = Trace{Helo: "x) (\r\nEvil: 1;", ClientIP: "2001:db8::1", With: "HTTP", TLS: "TLS1.3 (x)\r\n"}
+	s.Recipients[0].To.Local = "a\\b"
+	id, err := f.Accept(t.Context(), s)
+	require.NoError(t, err)
+	_, text := f.stored(t, id)
+	require.Contains(t, text, "Received: from x?????Evil:?1? ([IPv6:2001:db8::1])\r\n\tby relay.example.com (relayd) with HTTP\r\n\t(TLS1.3 ?x???)")
+	require.NotContains(t, text, "\r\nEvil")
 }
