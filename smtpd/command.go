@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -205,7 +206,10 @@ func isAtom(s string) bool {
 func isXtext(s string) bool {
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		if c == '+' {
+		switch c {
+		case '=':
+			return false
+		case '+':
 			if i+2 >= len(s) || !isUpperHex(s[i+1]) || !isUpperHex(s[i+2]) {
 				return false
 			}
@@ -215,8 +219,6 @@ func isXtext(s string) bool {
 			}
 			c = byte(v)
 			i += 2
-		} else if c == '=' {
-			return false
 		}
 		if c < ' ' || c > '~' {
 			return false
@@ -273,10 +275,8 @@ func eachParam(params string, fn func(key, value string) *mail.Error) *mail.Erro
 		if !isAtom(key) || found && value == "" || strings.Contains(value, "=") && key != "AUTH" {
 			return refuse(501, 5, 4, "Parameter is malformed")
 		}
-		for _, k := range seen {
-			if k == key {
-				return refuse(501, 5, 4, "Parameter is given twice")
-			}
+		if slices.Contains(seen, key) {
+			return refuse(501, 5, 4, "Parameter is given twice")
 		}
 		seen = append(seen, key)
 		if err := fn(key, value); err != nil {

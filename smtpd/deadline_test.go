@@ -262,8 +262,10 @@ func FuzzSession(f *testing.F) {
 		f := piped(t, func(c *Config) {
 			c.CommandTimeout, c.DataTimeout, c.HandshakeTimeout = time.Second, time.Second, time.Second
 		})
-		prefix := []string{"", "EHLO x\r\n", "EHLO x\r\nAUTH PLAIN " + plainIR("app", "secret") + "\r\n",
-			"EHLO x\r\nAUTH PLAIN " + plainIR("app", "secret") + "\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n"}[state&3]
+		prefix := []string{
+			"", "EHLO x\r\n", "EHLO x\r\nAUTH PLAIN " + plainIR("app", "secret") + "\r\n",
+			"EHLO x\r\nAUTH PLAIN " + plainIR("app", "secret") + "\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n",
+		}[state&3]
 		listener := plain
 		if state&4 != 0 {
 			listener = starttls

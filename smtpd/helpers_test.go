@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -84,10 +85,8 @@ func (u users) Authenticate(_ context.Context, username, password string) (accou
 }
 
 func (u users) CheckSender(c account.Credential, domain string) error {
-	for _, d := range c.Domains {
-		if d == domain {
-			return nil
-		}
+	if slices.Contains(c.Domains, domain) {
+		return nil
 	}
 	return refuse(550, 7, 1, "Sender domain "+domain+" is not yours")
 }
@@ -144,8 +143,10 @@ const (
 func testConfig() Config {
 	cfg := DefaultConfig()
 	cfg.Listeners = []Listener{
-		{Submission, "127.0.0.1:0", NoTLS}, {Submission, "127.0.0.1:0", StartTLS},
-		{Submission, "127.0.0.1:0", Implicit}, {Inbound, "127.0.0.1:0", StartTLS},
+		{Submission, "127.0.0.1:0", NoTLS},
+		{Submission, "127.0.0.1:0", StartTLS},
+		{Submission, "127.0.0.1:0", Implicit},
+		{Inbound, "127.0.0.1:0", StartTLS},
 	}
 	cfg.AuthDelay = 0
 	cfg.GreetDelay = 0

@@ -374,12 +374,14 @@ func (s *session) logMessage(sub *intake.Submission, size int64, id mail.QueueID
 		return
 	}
 	r := replyOf(err)
-	name, result := "message.refused", "refused"
+	attrs = append(attrs, "code", r.Code, "status", r.Status.String(), "err", err)
 	if r.Temporary() {
-		name, result = "message.deferred", "deferred"
+		s.srv.metrics.messages.WithLabelValues(s.lis.kind, "deferred").Inc()
+		s.srv.log.Info("message.deferred", attrs...)
+		return
 	}
-	s.srv.metrics.messages.WithLabelValues(s.lis.kind, result).Inc()
-	s.srv.log.Info(name, append(attrs, "code", r.Code, "status", r.Status.String(), "err", err)...)
+	s.srv.metrics.messages.WithLabelValues(s.lis.kind, "refused").Inc()
+	s.srv.log.Info("message.refused", attrs...)
 }
 
 // outOfSync ends the session of a client that pipelined behind a command whose reply it must wait for (RFC 2920
