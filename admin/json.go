@@ -43,8 +43,8 @@ func (s *Server) readJSON(r *request) error {
 	if r.ContentLength > 0 {
 		b.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead)
 	}
-	if _, err := b.ReadFrom(http.MaxBytesReader(r.w, r.Body, r.route.limit)); err != nil {
-		return bodyError(err)
+	if _, err := b.ReadFrom(newUploadReader(r, r.route.limit)); err != nil {
+		return err
 	}
 	r.body = b.Bytes()
 	return checkJSON(r.body)
@@ -153,7 +153,7 @@ func duplicateName(b []byte) (string, bool) {
 			if expectName {
 				expectName = false
 				if name := nameOf(b[i : end+1]); !open[len(open)-1].add(name) {
-					return name, true
+					return string(name), true
 				}
 			}
 			i = end
@@ -162,18 +162,19 @@ func duplicateName(b []byte) (string, bool) {
 	return "", false
 }
 
-func nameOf(quoted []byte) string {
+// nameOf shares memory with quoted where it can.
+func nameOf(quoted []byte) []byte {
 	if bytes.IndexByte(quoted, '\\') < 0 {
-		return string(quoted[1 : len(quoted)-1])
+		return quoted[1 : len(quoted)-1]
 	}
 	var name string
 	_ = json.Unmarshal(quoted, &name)
-	return name
+	return []byte(name)
 }
 
 // nameSet is a list while it is short, for most objects are.
 type nameSet struct {
-	few  []string
+	few  [][]byte
 	many map[string]struct{}
 }
 
@@ -182,25 +183,25 @@ const fewNames = 12
 func (s *nameSet) reset() { s.few, s.many = s.few[:0], nil }
 
 // add tells whether name is new.
-func (s *nameSet) add(name string) bool {
+func (s *nameSet) add(name []byte) bool {
 	if s.many == nil {
 		for _, known := range s.few {
-			if known == name {
+			if bytes.Equal(known, name) {
 				return false
 			}
 		}
 		if s.few = append(s.few, name); len(s.few) > fewNames {
 			s.many = make(map[string]struct{}, 2*len(s.few))
 			for _, known := range s.few {
-				s.many[known] = struct{}{}
+				s.many[string(known)] = struct{}{}
 			}
 		}
 		return true
 	}
-	if _, known := s.many[name]; known {
+	if _, known := s.many[string(name)]; known {
 		return false
 	}
-	s.many[name] = struct{}{}
+	s.many[string(name)] = struct{}{}
 	return true
 }
 
@@ -285,7 +286,7 @@ func pointerTo(b []byte, name string) string {
 			end := stringEnd(b, i)
 			if expectName {
 				expectName = false
-				at[len(at)-1] = nameOf(b[i : end+1])
+				at[len(at)-1] = string(nameOf(b[i : end+1]))
 				if at[len(at)-1] == name {
 					escape := strings.NewReplacer("~", "~0", "/", "~1")
 					var p strings.Builder

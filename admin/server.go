@@ -108,7 +108,7 @@ type Server struct {
 // Limits and deadlines that need no configuration.
 const (
 	headerTimeout  = 10 * time.Second
-	bodyTimeout    = 30 * time.Second // of a JSON body with its header; uploads have their own
+	bodyTimeout    = 30 * time.Second // of a body that nobody reads as a stream: see upload.go
 	answerTimeout  = 60 * time.Second
 	idleTimeout    = 60 * time.Second
 	maxHeaderBytes = 64 << 10

@@ -16,7 +16,7 @@ const (
 	streamRate  = 4 << 10 // bytes per second after the grace
 )
 
-// uploadReader streams a request body of at most most bytes, and moves the deadline of the connection as it goes.
+// uploadReader streams a request body of limited length, and moves the deadline of the connection as it goes.
 type uploadReader struct {
 	body    io.Reader
 	control *http.ResponseController
@@ -25,9 +25,11 @@ type uploadReader struct {
 }
 
 // upload returns the body of r as a stream; nothing of it is kept.
-func (s *Server) upload(r *request) io.Reader {
+func (s *Server) upload(r *request) io.Reader { return newUploadReader(r, s.cfg.MaxUploadBytes) }
+
+func newUploadReader(r *request, most int64) *uploadReader {
 	return &uploadReader{
-		body:    http.MaxBytesReader(r.w, r.Body, s.cfg.MaxUploadBytes),
+		body:    http.MaxBytesReader(r.w, r.Body, most),
 		control: http.NewResponseController(r.w),
 		started: time.Now(),
 	}

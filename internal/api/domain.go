@@ -30,7 +30,7 @@ type DNSRecord struct {
 	Name     string   `json:"name"`
 	Value    string   `json:"value"`
 	Required bool     `json:"required"`
-	Status   string   `json:"status"` // unchecked, ok, missing, mismatch, temporary_failure
+	Status   string   `json:"status"`       // unchecked, ok, missing, mismatch, temporary_failure
 	IP       string   `json:"ip,omitempty"` // spf: the sending address that the status is about
 	Observed []string `json:"observed,omitempty"`
 	Detail   string   `json:"detail,omitempty"`

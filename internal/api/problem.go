@@ -58,6 +58,12 @@ const (
 func (p *Problem) Error() string {
 	var b strings.Builder
 	b.WriteString(p.Code)
+	for _, e := range p.Errors {
+		if e.Detail == p.Detail && e.Pointer != "" { // the whole error is about one field: name it
+			b.WriteString(": " + e.Pointer)
+			break
+		}
+	}
 	if p.Detail != "" {
 		b.WriteString(": " + p.Detail)
 	} else if p.Title != "" {
