@@ -27,11 +27,16 @@ type target struct {
 	smart *Smarthost // nil: an MX host
 }
 
+// network makes connections: net.Dialer.
+type network interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
 // opener makes sessions: connection, greeting, EHLO, TLS, AUTH.
 type opener struct {
 	hostname  string
 	timeouts  Timeouts
-	connect   time.Duration
+	network   network
 	roots     *x509.CertPool
 	checkSelf bool
 	brokenTLS *hostSet
@@ -137,8 +142,7 @@ func (o *opener) secure(s *Session, t target) error {
 }
 
 func (o *opener) dial(ctx context.Context, t target) (*Session, error) {
-	d := net.Dialer{Timeout: o.connect}
-	conn, err := d.DialContext(ctx, "tcp", t.addr.String())
+	conn, err := o.network.DialContext(ctx, "tcp", t.addr.String())
 	if err != nil {
 		kind := faultConn
 		if ctx.Err() != nil {

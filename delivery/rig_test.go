@@ -49,7 +49,8 @@ type rig struct {
 // newRig builds a rig whose MX hosts are expected at port; change it before start.
 func newRig(t testing.TB, port int, zones map[string][]string) *rig {
 	t.Helper()
-	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "spool.db"), kv.BoltOptions{NoSync: true})
+	_, bench := t.(*testing.B)
+	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "spool.db"), kv.BoltOptions{NoSync: !bench})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	events, err := event.Open(db, nil)

@@ -7,6 +7,7 @@ import (
 
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -143,7 +144,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 		store: deps.Spool, composer: deps.Composer, gate: deps.Gate, retrier: s.retrier, metrics: m, now: now,
 		tries: cfg.ConnectTries, wait: sleep,
 		opener: &opener{
-			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), connect: cfg.ConnectTimeout, roots: deps.Roots,
+			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), network: &net.Dialer{Timeout: cfg.ConnectTimeout}, roots: deps.Roots,
 			checkSelf: !cfg.AllowPrivateMX, brokenTLS: newHostSet(), metrics: m, now: now,
 		},
 		book: &addressBook{resolver: deps.Resolver, private: cfg.AllowPrivateMX, dead: newHostSet(), now: now},

@@ -22,7 +22,7 @@ import (
 
 func newOpener() *opener {
 	return &opener{
-		hostname: "relay.test", timeouts: DefaultTimeouts(), connect: 5 * time.Second, brokenTLS: newHostSet(),
+		hostname: "relay.test", timeouts: DefaultTimeouts(), network: &net.Dialer{Timeout: 5 * time.Second}, brokenTLS: newHostSet(),
 		metrics: newMetrics(nil), now: time.Now,
 	}
 }
