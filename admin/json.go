@@ -132,10 +132,11 @@ func duplicateName(b []byte) (string, bool) {
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
 		case '{':
-			set := &nameSet{}
-			if n := len(free); n > 0 {
-				set, free = free[n-1], free[:n-1]
+			if len(free) == 0 {
+				free = append(free, &nameSet{})
 			}
+			set := free[len(free)-1]
+			free = free[:len(free)-1]
 			open, expectName = append(open, set), true
 		case '[':
 			open, expectName = append(open, nil), false
