@@ -2,10 +2,9 @@ package dkim
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/rand"
 	"crypto/sha256"
 	"io"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -13,15 +12,15 @@ import (
 	msgauth "github.com/emersion/go-msgauth/dkim"
 )
 
-// beside runs fn between the rounds of a benchmark, outside its time, and adds up how long it takes: what is compared
-// runs under the same load.
-func beside(b *testing.B, sum *time.Duration, fn func()) {
-	b.Helper()
-	b.StopTimer()
-	start := time.Now()
-	fn()
-	*sum += time.Since(start)
-	b.StartTimer()
+// best returns the shortest time of fn in some rounds: what is compared is then free of what else runs on the machine.
+func best(fn func()) float64 {
+	shortest := time.Duration(math.MaxInt64)
+	for begin, n := time.Now(), 0; n < 20 || time.Since(begin) < 100*time.Millisecond; n++ {
+		start := time.Now()
+		fn()
+		shortest = min(shortest, time.Since(start))
+	}
+	return float64(shortest)
 }
 
 // BenchmarkSign signs the header of a message whose body hash is known, as for a campaign. x_bare is the time beside that
@@ -31,24 +30,23 @@ func BenchmarkSign(b *testing.B) {
 	sum := sha256.Sum256(nil)
 	for name, keys := range map[string][]*Key{"rsa": keys[:1], "ed25519": keys[1:], "both": keys} {
 		b.Run(name, func(b *testing.B) {
-			var bare time.Duration
-			for b.Loop() {
+			ours := func() {
 				if _, err := Sign(keys, []byte(header), sum, at); err != nil {
 					b.Fatal(err)
 				}
-				beside(b, &bare, func() {
-					for _, k := range keys {
-						opts := crypto.SHA256
-						if k.Algorithm == Ed25519 {
-							opts = 0
-						}
-						if _, err := k.signer.Sign(rand.Reader, sum[:], opts); err != nil {
-							b.Fatal(err)
-						}
-					}
-				})
 			}
-			b.ReportMetric(float64(b.Elapsed())/float64(bare), "x_bare")
+			bare := func() {
+				for _, k := range keys {
+					if _, err := k.sign(sum[:]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				ours()
+			}
+			b.ReportMetric(best(ours)/best(bare), "x_bare")
 		})
 	}
 }
@@ -59,7 +57,7 @@ func bodies() map[string][]byte {
 	return map[string][]byte{
 		"base64":   fill(strings.Repeat("QUJD", 19) + "\r\n"),
 		"text":     fill("The quick brown fox jumps over the lazy dog, and then it does so again.\r\n\r\n"),
-		"indented": fill("    <td class=\"a\" style=\"color: red\">cell</td>\r\n\t<br>\r\n"),
+		"indented": fill("    <tr>\r\n        <td class=\"a\" style=\"color: #333333; padding: 4px\">cell</td>\r\n\t</tr>\r\n"),
 	}
 }
 
@@ -78,20 +76,20 @@ func BenchmarkBodyHash(b *testing.B) {
 	}
 	for name, body := range bodies() {
 		b.Run(name, func(b *testing.B) {
-			var bare, whole, empty time.Duration
 			message := append([]byte(header+"\r\n"), body...)
-			b.SetBytes(int64(len(body)))
 			h := NewBodyHasher()
-			for b.Loop() {
+			ours := func() {
 				h.Reset()
 				h.Write(body)
 				h.Sum()
-				beside(b, &bare, func() { sha256.Sum256(body) })
-				beside(b, &whole, func() { theirs(message) })
-				beside(b, &empty, func() { theirs(message[:len(header)+2]) })
 			}
-			b.ReportMetric(float64(b.Elapsed())/float64(bare), "x_sha256")
-			b.ReportMetric(float64(whole-empty)/float64(b.Elapsed()), "x_msgauth")
+			b.SetBytes(int64(len(body)))
+			for b.Loop() {
+				ours()
+			}
+			mine := best(ours)
+			b.ReportMetric(mine/best(func() { sha256.Sum256(body) }), "x_sha256")
+			b.ReportMetric((best(func() { theirs(message) })-best(func() { theirs(message[:len(header)+2]) }))/mine, "x_msgauth")
 		})
 	}
 }

@@ -3,6 +3,7 @@ package dkim
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"hash"
 )
 
@@ -19,7 +20,6 @@ type BodyHasher struct {
 	odd     []byte // what stands before them when a bare CR is among it
 	cr      bool   // the last byte was CR and is not yet in crlfs or odd
 	blank   bool   // blanks seen and not hashed yet
-	line    bool   // inside a line: something of it was read
 	some    bool   // the body has something but line ends
 }
 
@@ -38,13 +38,26 @@ func (h *BodyHasher) Reset() {
 	*h = BodyHasher{hash: h.hash, scratch: h.scratch[:0]}
 }
 
-// Write never fails and does not keep p.
+// Write never fails and does not keep p. Its time is linear in the length of p whatever p holds.
 func (h *BodyHasher) Write(p []byte) (int, error) {
-	n := len(p)
+	length := len(p)
 	for len(p) > 0 {
-		if !h.line && !h.cr && !h.blank {
-			if p = p[h.cleanLines(p):]; len(p) == 0 {
-				break
+		if !h.cr {
+			if n := len(p) - len(bytes.TrimLeft(p, " \t")); n > 0 {
+				h.blank = true
+				p = p[n:]
+				continue
+			}
+			if h.blank && p[0] != '\r' && p[0] != '\n' {
+				h.lineEnds()
+				h.put([]byte{' '})
+				h.blank, h.some = false, true
+			}
+			if !h.blank {
+				if n := h.cleanLines(p); n > 0 {
+					p = p[n:]
+					continue
+				}
 			}
 		}
 		end := bytes.IndexByte(p, '\n') + 1
@@ -54,7 +67,7 @@ func (h *BodyHasher) Write(p []byte) (int, error) {
 		h.piece(p[:end])
 		p = p[end:]
 	}
-	return n, nil
+	return length, nil
 }
 
 // Sum returns the hash of what was written so far.
@@ -73,31 +86,30 @@ func (h *BodyHasher) Sum() [sha256.Size]byte {
 	return [sha256.Size]byte(c.Sum(nil))
 }
 
-// cleanLines hashes the whole lines at the start of p that are canonical as they stand and returns their length. It must
-// be called at the start of a line.
+// cleanLines hashes the lines at the start of p that are whole and canonical as they stand and returns their length. No
+// blank may be pending; p may start within a line.
 func (h *BodyHasher) cleanLines(p []byte) int {
-	tab, double := -1, -1      // where the next one stands, known to be before that: nothing
 	start, end, pos := 0, 0, 0 // p[start:end] is clean; p[end:pos] holds line ends only
 	for {
-		n := bytes.IndexByte(p[pos:], '\r')
-		if n < 0 || pos+n+1 >= len(p) || p[pos+n+1] != '\n' {
+		n := bytes.IndexByte(p[pos:], '\n')
+		if n < 1 || p[pos+n-1] != '\r' {
 			break
 		}
-		eol := pos + n
-		if n == 0 {
+		line := p[pos : pos+n-1]
+		if len(line) == 0 {
 			h.crlfs++
-			pos = eol + 2
+			pos += n + 1
 			continue
 		}
-		tab, double = next(p, pos, tab, "\t"), next(p, pos, double, "  ")
-		if p[eol-1] == ' ' || tab < eol || double < eol || bytes.IndexByte(p[pos:eol], '\n') >= 0 {
+		if !isClean(line) {
 			break
 		}
 		if end == start {
 			h.lineEnds()
 			start = pos
 		}
-		end, pos = eol, eol+2
+		end = pos + len(line)
+		pos += n + 1
 		h.crlfs = 1
 	}
 	if end > start {
@@ -107,15 +119,34 @@ func (h *BodyHasher) cleanLines(p []byte) int {
 	return pos
 }
 
-// next returns where sep next stands at or after pos, len(p) when nowhere; known is an earlier answer.
-func next(p []byte, pos, known int, sep string) int {
-	if known >= pos {
-		return known
+// isClean tells that a line without its end is canonical as it stands: no control character, as a tab or a CR, no two
+// blanks in a row and none at the end. It looks at eight bytes at once, and may say no where they hold " !".
+func isClean(line []byte) bool {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	if line[len(line)-1] <= ' ' {
+		return false
 	}
-	if i := bytes.Index(p[pos:], []byte(sep)); i >= 0 {
-		return pos + i
+	blank := uint64(0) // not 0: the byte before is a blank
+	for len(line) >= 8 {
+		x := binary.LittleEndian.Uint64(line)
+		y := x ^ ones*' '
+		blanks := (y - ones) &^ y & tops // the top bit of each byte that is a blank
+		if (x-ones*' ')&^x&tops != 0 || blanks&(blanks<<8|blank) != 0 {
+			return false
+		}
+		blank = blanks >> 63 << 7
+		line = line[8:]
 	}
-	return len(p)
+	for _, c := range line {
+		if c < ' ' || c == ' ' && blank != 0 {
+			return false
+		}
+		blank = 0
+		if c == ' ' {
+			blank = 1
+		}
+	}
+	return true
 }
 
 // piece hashes p, a line or part of one, byte by byte.
@@ -124,15 +155,15 @@ func (h *BodyHasher) piece(p []byte) {
 		switch p[0] {
 		case '\n':
 			h.crlfs++
-			h.cr, h.blank, h.line = false, false, false
+			h.cr, h.blank = false, false
 			p = p[1:]
 		case '\r':
 			h.bareCR()
-			h.cr, h.blank, h.line = true, false, true
+			h.cr, h.blank = true, false
 			p = p[1:]
 		case ' ', '\t':
 			h.bareCR()
-			h.blank, h.line = true, true
+			h.blank = true
 			p = p[1:]
 		default:
 			h.bareCR()
@@ -170,7 +201,7 @@ func (h *BodyHasher) text(p []byte) int {
 		n++
 	}
 	h.scratch = out[:n]
-	h.blank, h.line, h.some = blank, true, true
+	h.blank, h.some = blank, true
 	return taken
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"math/rand"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -90,6 +91,23 @@ func TestBodyHasherSumMayBeFollowedByWrites(t *testing.T) {
 	require.Equal(t, sha256.Sum256([]byte("a\r\nb\r\n")), h.Sum())
 	h.Reset()
 	require.Equal(t, sha256.Sum256(nil), h.Sum())
+}
+
+func TestIsClean(t *testing.T) {
+	t.Parallel()
+	clean := regexp.MustCompile(`^[^\x00-\x20]+( [^\x00-\x20]+)*$`)
+	for n := 1; n < 30; n++ {
+		for i := range n {
+			for j := range n {
+				for _, c := range []byte{' ', '\t', '\r', '\n', 0, 'a', 0xff, 0x80, 0xa0} {
+					line := bytes.Repeat([]byte{'x'}, n)
+					line[i], line[j] = ' ', c
+					want := clean.Match(append([]byte("x"), line...)) // a single blank at the start is as it must be
+					require.Equal(t, want, isClean(line), "%q", line)
+				}
+			}
+		}
+	}
 }
 
 func FuzzBodyHasher(f *testing.F) {
