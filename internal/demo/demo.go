@@ -100,6 +100,9 @@ func Run(ctx context.Context, o Options) error {
 	for _, step := range []func(context.Context) error{w.build, w.addDomain, w.createCampaign, w.run} {
 		if err := step(ctx); err != nil {
 			w.screen.end()
+			if ctx.Err() != nil {
+				return fmt.Errorf("demo interrupted: %w", err)
+			}
 			return err
 		}
 	}
