@@ -160,12 +160,12 @@ func ParseDMARC(record string) (*DMARC, error) {
 		}
 	}
 	if d.Policy == "" {
-		// RFC 9989 section 4.7: a record without a valid p= that asks for reports counts as p=none.
-		if len(d.Reports) == 0 {
-			return nil, fmt.Errorf("%w: it has no valid p= (none, quarantine or reject)", ErrBadDMARC)
+		// A record without p=, or with an invalid one that asks for reports, counts as p=none (RFC 9989 section 4.7).
+		if seen["p"] && len(d.Reports) == 0 {
+			return nil, fmt.Errorf("%w: its p= is not none, quarantine or reject", ErrBadDMARC)
 		}
 		d.Policy = "none"
-		d.warn("it has no valid p=, which counts as p=none")
+		d.warn("it has no valid p=, which counts as p=none; receivers that follow RFC 7489 use no such record")
 	}
 	if d.SubdomainPolicy == "" {
 		d.SubdomainPolicy = d.Policy
