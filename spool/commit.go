@@ -142,7 +142,10 @@ func (s *Store) prepare(m *Message, envs []*Envelope, done []Result) (*prepared,
 	if err := checkMessage(m, envs, done); err != nil {
 		return nil, err
 	}
-	results := make(map[mail.EnvelopeID]*Result, len(done))
+	var results map[mail.EnvelopeID]*Result
+	if len(done) > 0 {
+		results = make(map[mail.EnvelopeID]*Result, len(done))
+	}
 	for i := range done {
 		results[done[i].ID] = &done[i]
 	}
@@ -258,7 +261,10 @@ func (s *Store) put(tx kv.Tx, p *prepared) error {
 
 // Added tells the in-memory queues of envelopes that PutTx wrote, after its transaction is durable.
 func (s *Store) Added(envs []*Envelope, done []Result) {
-	results := make(map[mail.EnvelopeID]Outcome, len(done))
+	var results map[mail.EnvelopeID]Outcome
+	if len(done) > 0 {
+		results = make(map[mail.EnvelopeID]Outcome, len(done))
+	}
 	for i := range done {
 		results[done[i].ID] = done[i].Outcome
 	}

@@ -260,13 +260,29 @@ type boltTx struct {
 type openBucket struct {
 	table  Table
 	bucket *bolt.Bucket
+	last   []byte // key at the end of the table before the first Put
+	puts   bool
+	inside bool // a Put went before last
 }
 
-// bucket returns nil where the table was never written and create is false.
-func (t *boltTx) bucket(table Table, create bool) (*bolt.Bucket, error) {
+// dense is how full pages are made where a transaction only appends to a table: nothing will be inserted into them
+// later. Elsewhere bbolt's half leaves room.
+const dense = 0.9
+
+// pack tells bbolt how full to make the new pages of each table.
+func (t *boltTx) pack() {
+	for i := range t.buckets {
+		if b := &t.buckets[i]; b.puts && !b.inside {
+			b.bucket.FillPercent = dense
+		}
+	}
+}
+
+// open returns nil where the table was never written and create is false.
+func (t *boltTx) open(table Table, create bool) (*openBucket, error) {
 	for i := range t.buckets {
 		if t.buckets[i].table == table {
-			return t.buckets[i].bucket, nil
+			return &t.buckets[i], nil
 		}
 	}
 	bk := t.tx.Bucket([]byte(table))
@@ -276,25 +292,34 @@ func (t *boltTx) bucket(table Table, create bool) (*bolt.Bucket, error) {
 			return nil, fmt.Errorf("create table %s: %w", table, err)
 		}
 	}
-	if bk != nil {
-		t.buckets = append(t.buckets, openBucket{table, bk})
+	if bk == nil {
+		return nil, nil //nolint:nilnil // documented
 	}
-	return bk, nil
+	t.buckets = append(t.buckets, openBucket{table: table, bucket: bk})
+	return &t.buckets[len(t.buckets)-1], nil
+}
+
+// bucket is open for reading.
+func (t *boltTx) bucket(table Table) *bolt.Bucket {
+	if b, err := t.open(table, false); b != nil && err == nil {
+		return b.bucket
+	}
+	return nil
 }
 
 func (t *boltTx) Get(table Table, key []byte) ([]byte, error) {
-	bk, err := t.bucket(table, false)
-	if bk == nil || err != nil {
-		return nil, err
+	bk := t.bucket(table)
+	if bk == nil {
+		return nil, nil
 	}
 	return bk.Get(key), nil
 }
 
 func (t *boltTx) GetMany(table Table, keys [][]byte) ([][]byte, error) {
 	values := make([][]byte, len(keys))
-	bk, err := t.bucket(table, false)
-	if bk == nil || err != nil {
-		return values, err
+	bk := t.bucket(table)
+	if bk == nil {
+		return values, nil
 	}
 	for i, k := range keys {
 		values[i] = bk.Get(k)
@@ -306,31 +331,37 @@ func (t *boltTx) Put(table Table, key, value []byte) error {
 	if len(key) == 0 || len(key) > MaxKey || len(value) > MaxValue {
 		return fmt.Errorf("put to %s: %w: key %d bytes, value %d bytes", table, ErrSize, len(key), len(value))
 	}
-	bk, err := t.bucket(table, true)
+	b, err := t.open(table, true)
 	if err != nil {
 		return err
 	}
+	if !b.puts {
+		b.puts = true
+		last, _ := b.bucket.Cursor().Last()
+		b.last = bytes.Clone(last)
+	}
+	b.inside = b.inside || bytes.Compare(key, b.last) <= 0
 	if value == nil {
 		value = []byte{} // stored as such: Get tells it from a missing key
 	}
 	t.writes++
 	t.bytes += len(key) + len(value)
-	return bk.Put(key, value)
+	return b.bucket.Put(key, value)
 }
 
 func (t *boltTx) Delete(table Table, key []byte) error {
-	bk, err := t.bucket(table, false)
-	if bk == nil || err != nil || len(key) == 0 {
-		return err
+	bk := t.bucket(table)
+	if bk == nil || len(key) == 0 {
+		return nil
 	}
 	t.writes++
 	return bk.Delete(key)
 }
 
 func (t *boltTx) Scan(table Table, from, to []byte, fn func(key, value []byte) (bool, error)) error {
-	bk, err := t.bucket(table, false)
-	if bk == nil || err != nil {
-		return err
+	bk := t.bucket(table)
+	if bk == nil {
+		return nil
 	}
 	c := bk.Cursor()
 	var k, v []byte

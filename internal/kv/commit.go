@@ -145,6 +145,7 @@ func (b *Bolt) commit(batch []*call) (rest []*call) {
 			answer(ran, nil)
 			return rest
 		}
+		t.pack()
 		if err = protect(tx.Commit); err != nil {
 			b.rollback(tx)
 			err = b.failure(err)
