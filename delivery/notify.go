@@ -9,6 +9,7 @@ import (
 
 	"relayd/internal/dsn"
 	"relayd/internal/intake"
+	"relayd/internal/kv"
 	"relayd/internal/mail"
 	"relayd/spool"
 )
@@ -22,11 +23,18 @@ type notifier struct {
 	now      func() time.Time
 }
 
-// prepare returns one notice per message that needs one; they become durable with the results. A notice that cannot be
+// notices are what goes out with some results.
+type notices struct {
+	prepared []*intake.Prepared
+	tell     []func() // log and count, once they are durable
+}
+
+// prepare makes one notice per message that needs one; they become durable with the results. A notice that cannot be
 // made is logged and counted, and does not hold the results up.
-func (n *notifier) prepare(ctx context.Context, done []settlement) []*intake.Prepared {
+func (n *notifier) prepare(ctx context.Context, done []settlement) notices {
+	var out notices
 	if n.door == nil {
-		return nil
+		return out
 	}
 	byMessage := map[mail.QueueID][]*settlement{}
 	var order []*spool.Message
@@ -39,14 +47,15 @@ func (n *notifier) prepare(ctx context.Context, done []settlement) []*intake.Pre
 			}
 			byMessage[d.message.ID] = append(byMessage[d.message.ID], d)
 		case noticeDouble:
-			n.metrics.notices.WithLabelValues("double_bounce").Inc()
-			n.log.Warn("notice.dropped", "envelope", d.envelope.ID.String(), "to", d.envelope.To.String(), "reason", "double_bounce")
+			out.tell = append(out.tell, func() {
+				n.metrics.notices.WithLabelValues("double_bounce").Inc()
+				n.log.Warn("notice.dropped", "envelope", d.envelope.ID.String(), "to", d.envelope.To.String(), "reason", "double_bounce")
+			})
 		case noticeUnwanted:
-			n.metrics.notices.WithLabelValues("not_wanted").Inc()
+			out.tell = append(out.tell, n.metrics.notices.WithLabelValues("not_wanted").Inc)
 		case noticeNone:
 		}
 	}
-	var prepared []*intake.Prepared
 	for _, m := range order {
 		p, err := n.compose(ctx, m, byMessage[m.ID])
 		if err != nil {
@@ -54,11 +63,32 @@ func (n *notifier) prepare(ctx context.Context, done []settlement) []*intake.Pre
 			n.log.Warn("notice.failed", "queue_id", m.ID.String(), "to", m.ReversePath.String(), "err", err)
 			continue
 		}
-		n.metrics.notices.WithLabelValues("sent").Inc()
-		n.log.Info("notice.queued", "queue_id", m.ID.String(), "to", m.ReversePath.String(), "count", len(byMessage[m.ID]))
-		prepared = append(prepared, p)
+		out.prepared = append(out.prepared, p)
+		out.tell = append(out.tell, func() {
+			n.metrics.notices.WithLabelValues("sent").Inc()
+			n.log.Info("notice.queued", "queue_id", m.ID.String(), "to", m.ReversePath.String(), "count", len(byMessage[m.ID]))
+		})
 	}
-	return prepared
+	return out
+}
+
+// put returns what stores the notices in the settling transaction.
+func (n *notices) put() []func(kv.Tx) error {
+	put := make([]func(kv.Tx) error, len(n.prepared))
+	for i, p := range n.prepared {
+		put[i] = p.PutTx
+	}
+	return put
+}
+
+// added wakes the queues of the notices and tells of them.
+func (n *notices) added() {
+	for _, p := range n.prepared {
+		p.Added()
+	}
+	for _, tell := range n.tell {
+		tell()
+	}
 }
 
 type noticeVerdict uint8

@@ -44,10 +44,28 @@ type rig struct {
 	final   map[mail.EnvelopeID]spool.Settled
 	mu      sync.Mutex
 	instant bool
+	network network // nil: the real one
 }
 
 // newRig builds a rig whose MX hosts are expected at port; change it before start.
 func newRig(t testing.TB, port int, zones map[string][]string) *rig {
+	t.Helper()
+	server, err := resolvertest.NewServer(zones)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	res, err := resolver.New(resolver.Config{Servers: []string{server.Addr}}, resolver.Deps{})
+	require.NoError(t, err)
+	r := newRigOn(t, res)
+	r.dns = server
+	r.cfg.MXPort, r.cfg.AllowPrivateMX = port, true
+	r.cfg.SuspendFirst, r.cfg.SuspendMax = 50*time.Millisecond, 200*time.Millisecond
+	r.cfg.ConnectTries = 1
+	r.cfg.Grace = 5 * time.Second
+	return r
+}
+
+// newRigOn builds a rig on a resolver, with the defaults.
+func newRigOn(t testing.TB, res Resolver) *rig {
 	t.Helper()
 	_, bench := t.(*testing.B)
 	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "spool.db"), kv.BoltOptions{NoSync: !bench})
@@ -57,18 +75,13 @@ func newRig(t testing.TB, port int, zones map[string][]string) *rig {
 	require.NoError(t, err)
 	store, err := spool.Open(t.Context(), db, events, spool.DefaultConfig())
 	require.NoError(t, err)
-	server, err := resolvertest.NewServer(zones)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, server.Close()) })
-	res, err := resolver.New(resolver.Config{Servers: []string{server.Addr}}, resolver.Deps{})
-	require.NoError(t, err)
 	keys, err := dkim.Open(filepath.Join(t.TempDir(), "dkim"))
 	require.NoError(t, err)
 	door, err := intake.New(intake.DefaultConfig(), intake.Deps{Spool: store, Keys: keys, Domains: noDomains{},
 		Suppression: suppression.New(db, nil), Hostname: "relay.test"})
 	require.NoError(t, err)
 
-	r := &rig{t: t, store: store, dns: server, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
+	r := &rig{t: t, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
 	store.OnSettle(func(_ kv.Tx, settled []spool.Settled) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -78,10 +91,6 @@ func newRig(t testing.TB, port int, zones map[string][]string) *rig {
 		return nil
 	})
 	r.cfg = DefaultConfig()
-	r.cfg.MXPort, r.cfg.AllowPrivateMX = port, true
-	r.cfg.SuspendFirst, r.cfg.SuspendMax = 50*time.Millisecond, 200*time.Millisecond
-	r.cfg.ConnectTries = 1
-	r.cfg.Grace = 5 * time.Second
 	r.deps = Deps{
 		Spool: store, Resolver: res, Door: door, Hostname: "relay.test", Log: slog.New(r.logs), Metrics: r.reg,
 	}
@@ -99,6 +108,9 @@ func (r *rig) start() *rig {
 	require.NoError(r.t, err)
 	if r.instant {
 		r.sched.engine.wait = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
+	}
+	if r.network != nil {
+		r.sched.engine.opener.network = r.network
 	}
 	r.stopped = make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"relayd/internal/intake"
-	"relayd/internal/kv"
 	"relayd/spool"
 )
 
@@ -60,15 +58,13 @@ func (s *settler) drain(b *batch) {
 // settle makes results durable with the notices that they cause, and tries until it can or is told to give up: what
 // is not settled stays under lease and is in doubt at the next start.
 func (s *settler) settle(b *batch, done []settlement) {
-	notices := s.notifier.prepare(s.ctx, done)
+	out := s.notifier.prepare(s.ctx, done)
 	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
-		err := s.store.Settle(s.ctx, b.lease, resultsOf(done), putNotices(notices)...)
+		err := s.store.Settle(s.ctx, b.lease, resultsOf(done), out.put()...)
 		switch {
 		case err == nil:
-			for _, n := range notices {
-				n.Added()
-			}
 			s.publish(done)
+			out.added()
 			s.settled(b, done)
 			return
 		case errors.Is(err, spool.ErrLeaseLost) && len(done) > 1:
@@ -101,14 +97,6 @@ func resultsOf(done []settlement) []spool.Result {
 		results[i] = done[i].result
 	}
 	return results
-}
-
-func putNotices(notices []*intake.Prepared) []func(kv.Tx) error {
-	put := make([]func(kv.Tx) error, len(notices))
-	for i, n := range notices {
-		put[i] = n.PutTx
-	}
-	return put
 }
 
 // publish logs and counts what is durable now.

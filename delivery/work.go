@@ -44,6 +44,10 @@ func (s *Scheduler) kick(st *site) {
 	if !st.filling {
 		if lane, queues := st.wanted(); len(queues) > 0 {
 			st.filling = true
+			if s.lookups > 1 && st.running == 0 { // queues of the same message may be on their way: let them share it
+				st.queues[lane] = append(queues, st.queues[lane]...)
+				queues = nil
+			}
 			s.wg.Go(func() { s.fill(st, lane, queues) })
 		}
 	}
@@ -324,8 +328,21 @@ func (s *Scheduler) defers(st *site, b *bundle) {
 	s.settler.add(b.batch, done)
 }
 
-// fill leases for a site until it has enough.
+// gatherTime is how long an idle site waits for the queues that are being looked up, so that the recipients of one
+// message at several of its domains go in one transaction.
+const gatherTime = time.Millisecond
+
+// fill leases for a site until it has enough. Without queues it waits for more to join first.
 func (s *Scheduler) fill(st *site, lane int, queues []spool.Queue) {
+	if len(queues) == 0 {
+		_ = sleep(s.working, gatherTime)
+		s.mu.Lock()
+		if !s.stopping && !s.now().Before(st.resume) {
+			lane, queues = st.wanted()
+		}
+		st.filling = len(queues) > 0
+		s.mu.Unlock()
+	}
 	for len(queues) > 0 {
 		s.mu.Lock()
 		most := st.batch[lane]

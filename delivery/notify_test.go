@@ -1,0 +1,159 @@
+package delivery
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/internal/mail"
+	"relayd/internal/testutil"
+	"relayd/spool"
+)
+
+func TestNoticeIsJudged(t *testing.T) {
+	t.Parallel()
+	from := mail.MustParsePath("a@sender.example")
+	tests := []struct {
+		name    string
+		message spool.Message
+		notify  string
+		outcome spool.Outcome
+		want    noticeVerdict
+	}{
+		{"bounce_of_submitted_mail", spool.Message{ReversePath: from}, "", spool.Bounced, noticeSend},
+		{"expired_mail", spool.Message{ReversePath: from}, "", spool.Expired, noticeSend},
+		{"failed_mail", spool.Message{ReversePath: from}, "", spool.Failed, noticeSend},
+		{"delivered_mail", spool.Message{ReversePath: from}, "", spool.Delivered, noticeNone},
+		{"deferred_mail", spool.Message{ReversePath: from}, "", spool.Deferred, noticeNone},
+		{"suppressed_mail", spool.Message{ReversePath: from}, "", spool.Suppressed, noticeNone},
+		{"cancelled_mail", spool.Message{ReversePath: from}, "", spool.Cancelled, noticeNone},
+		{"never_to_the_null_path", spool.Message{}, "", spool.Bounced, noticeDouble},
+		{"campaign", spool.Message{ReversePath: from, Campaign: "cmp_1"}, "", spool.Bounced, noticeUnwanted},
+		{"bulk", spool.Message{ReversePath: from, Class: spool.Bulk}, "", spool.Bounced, noticeUnwanted},
+		{"notify_never", spool.Message{ReversePath: from}, "NEVER", spool.Bounced, noticeUnwanted},
+		{"notify_success_only", spool.Message{ReversePath: from}, "SUCCESS,DELAY", spool.Bounced, noticeUnwanted},
+		{"notify_failure", spool.Message{ReversePath: from}, "success,failure", spool.Bounced, noticeSend},
+		{"auto_submitted", spool.Message{ReversePath: from, Header: []byte("Auto-Submitted: auto-generated; x=y\r\n")}, "", spool.Bounced, noticeUnwanted},
+		{"auto_submitted_no", spool.Message{ReversePath: from, Header: []byte("Auto-Submitted: no\r\n")}, "", spool.Bounced, noticeSend},
+		{"precedence_bulk", spool.Message{ReversePath: from, Header: []byte("Precedence: Bulk\r\n")}, "", spool.Bounced, noticeUnwanted},
+		{"list", spool.Message{ReversePath: from, Header: []byte("List-Id: <x.y>\r\n")}, "", spool.Bounced, noticeUnwanted},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			d := &settlement{&tt.message, &spool.Envelope{Notify: tt.notify}, spool.Result{Outcome: tt.outcome}}
+			if tt.message.Class == 0 {
+				tt.message.Class = spool.Transactional
+			}
+			require.Equal(t, tt.want, (&notifier{}).judge(d))
+		})
+	}
+}
+
+func TestBounceTellsTheSender(t *testing.T) {
+	t.Parallel()
+	mx := (&testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+		if s.Verb == "RCPT" && strings.HasPrefix(s.To, "gone") {
+			return testutil.Act{Reply: "550 5.1.1 <" + s.To + "> unknown"}
+		}
+		return testutil.Act{}
+	}}).Start(t)
+	r := newRig(t, mx.PortNumber(), zone()).start()
+	id := r.send("gone1@dest.example", "gone2@dest.example", "gone3@other.example", "there@dest.example")
+	for n := range uint64(3) {
+		r.outcome(id, n)
+	}
+	text := ""
+	for _, m := range mx.Wait(t, 1+r.logs.count("notice.queued")) {
+		if m.From == "" {
+			require.Equal(t, []string{"sender@sender.example"}, m.To)
+			text += string(m.Data)
+		}
+	}
+	for _, want := range []string{
+		"Auto-Submitted: auto-replied", "report-type=delivery-status", "From: \"Mail Delivery System\" <MAILER-DAEMON@relay.test>",
+		"Final-Recipient: rfc822; gone1@dest.example", "Status: 5.1.1", "Remote-MTA: dns; mx.dest.example", "Subject: test ", "Message-ID:",
+	} {
+		require.Contains(t, text, want)
+	}
+	require.NotContains(t, text, "there@dest.example")
+	require.Empty(t, mx.Faults())
+	require.InDelta(t, r.logs.count("notice.queued"), r.metric("notices_total", "sent"), 0)
+}
+
+func TestBouncedNoticeIsDropped(t *testing.T) {
+	t.Parallel()
+	mx := (&testutil.MX{Rule: on("RCPT", testutil.Act{Reply: "550 5.1.1 unknown"})}).Start(t)
+	r := newRig(t, mx.PortNumber(), zone()).start()
+	r.outcome(r.send("gone@dest.example"), 0)
+	r.logs.wait(t, "notice.dropped", nil)
+	require.InDelta(t, 1, r.metric("notices_total", "double_bounce"), 0)
+	require.InDelta(t, 1, r.metric("notices_total", "sent"), 0)
+	stats, err := r.store.Stats(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, stats.Queued)
+}
+
+func TestSmarthostThatRefusesCredentialsBouncesNothing(t *testing.T) {
+	t.Parallel()
+	for name, mx := range map[string]*testutil.MX{
+		"535":         {Auth: "PLAIN", Users: map[string]string{"user": "other"}},
+		"530 at mail": {Auth: "PLAIN", Users: map[string]string{"user": "secret"}, Rule: on("MAIL", testutil.Act{Reply: "530 5.7.0 Authentication required"})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mx.Start(t)
+			r := newRig(t, 25, zone())
+			r.cfg.Route = "up"
+			r.cfg.Smarthosts = []Smarthost{{Name: "up", Address: mx.AddrPort().String(), TLS: TLSNone, Username: "user", Password: "secret"}}
+			r.start()
+			ids := []mail.QueueID{r.send("a@dest.example"), r.send("b@missing.example")}
+			l := r.logs.wait(t, "route.auth_refused", nil)
+			require.Equal(t, slog.LevelError, l.level)
+			require.NotContains(t, l.attrs["err"], "secret")
+			for _, id := range ids {
+				require.Zero(t, r.deferred(id, 0).Attempts)
+			}
+			require.GreaterOrEqual(t, r.metric("auth_refused_total"), 1.0)
+			require.Empty(t, r.final)
+		})
+	}
+}
+
+func TestSmarthostTakesEverything(t *testing.T) {
+	t.Parallel()
+	ca := testutil.NewCA(t)
+	mx := (&testutil.MX{TLS: ca.Server(t, "127.0.0.1"), Auth: "LOGIN", Users: map[string]string{"user": "secret"}}).Start(t)
+	r := newRig(t, 25, zone())
+	r.cfg.Route = "up"
+	r.cfg.AllowPrivateMX = false // holds for MX hosts only
+	r.cfg.Smarthosts = []Smarthost{{Name: "up", Address: mx.AddrPort().String(), TLS: TLSStart, Username: "user", Password: "secret"}}
+	r.deps.Roots = ca.Pool()
+	r.start()
+	id := r.send("a@dest.example", "b@missing.example", "c@null.example")
+	for n := range uint64(3) {
+		require.Equal(t, spool.Delivered, r.outcome(id, n).Result.Outcome)
+	}
+	for _, m := range mx.Mails() {
+		require.Equal(t, "user", m.User)
+	}
+}
+
+func TestPasswordNeverReachesTheLog(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	mx := (&testutil.MX{Auth: "PLAIN LOGIN", Users: map[string]string{}}).Start(t)
+	r := newRig(t, 25, zone())
+	r.deps.Log = slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r.cfg.Route = "up"
+	r.cfg.Smarthosts = []Smarthost{{Name: "up", Address: mx.AddrPort().String(), TLS: TLSNone, Username: "user", Password: "hunter2hunter2"}}
+	r.send("a@dest.example")
+	r.start()
+	mx.WaitCommands(t, "AUTH", 1)
+	r.shutdown()
+	require.NotContains(t, b.String(), "hunter2hunter2")
+	require.NotContains(t, b.String(), "aHVudGVyMmh1bnRlcjI")
+}
