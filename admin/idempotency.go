@@ -172,8 +172,11 @@ func idempotent[T any](s *Server, r *request, life time.Duration, do func(*once)
 	if row != nil {
 		return replay(r, o, row)
 	}
+	// A caller who gives up and repeats the request wants the answer of this one: it goes on without him.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerTimeout)
+	defer cancel()
+	r.Request = r.WithContext(ctx)
 	out, err := do(o)
-	ctx := context.WithoutCancel(r.Context())
 	if err != nil {
 		unknown := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 		if o.reserved && !unknown {

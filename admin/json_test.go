@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,13 +84,13 @@ func TestMediaTypes(t *testing.T) {
 }
 
 // endless is a body that never ends.
-type endless struct{ read int64 }
+type endless struct{ read atomic.Int64 }
 
 func (e *endless) Read(p []byte) (int, error) {
 	for i := range p {
 		p[i] = ' '
 	}
-	e.read += int64(len(p))
+	e.read.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -106,7 +107,7 @@ func TestEndlessBodyIsCut(t *testing.T) {
 		require.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
 		_ = res.Body.Close()
 	}
-	require.Less(t, body.read, int64(16<<20))
+	require.Less(t, body.read.Load(), int64(16<<20))
 }
 
 func TestQueryParameters(t *testing.T) {

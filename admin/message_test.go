@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"mime"
@@ -289,21 +290,24 @@ func TestFiftyParallelSendsMakeOneMessage(t *testing.T) {
 	require.Equal(t, int64(1), stats.Queued)
 }
 
+// keyed is a request over the socket with an idempotency key.
+func keyed(ctx context.Context, key string) *request {
+	r := &request{caller: caller{full: true}, body: []byte("{}"), status: 201, w: &statusWriter{ResponseWriter: discard{}}}
+	r.Request, _ = http.NewRequestWithContext(ctx, "POST", "/v1/campaigns", nil)
+	r.Header.Set("Idempotency-Key", key)
+	return r
+}
+
 func TestReservationThatACrashLeftIsNotDoneAgain(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	h.ready("", "example.com")
-	rq := &request{caller: caller{full: true}, body: []byte("{}"), status: 201}
-	rq.Request, _ = http.NewRequestWithContext(t.Context(), "POST", "/v1/campaigns", nil)
-	rq.Header.Set("Idempotency-Key", "crash")
-	rq.w = &statusWriter{ResponseWriter: discard{}}
 	require.Panics(t, func() {
-		_, _ = idempotent(h.Server, rq, campaignKeyLife, func(o *once) (api.Campaign, error) {
+		_, _ = idempotent(h.Server, keyed(t.Context(), "crash"), campaignKeyLife, func(o *once) (api.Campaign, error) {
 			require.NoError(t, o.reserve(t.Context()))
 			panic("kill -9")
 		})
 	})
-	_, err := idempotent(h.Server, rq, campaignKeyLife, func(*once) (api.Campaign, error) {
+	_, err := idempotent(h.Server, keyed(t.Context(), "crash"), campaignKeyLife, func(*once) (api.Campaign, error) {
 		t.Error("done twice")
 		return api.Campaign{}, nil
 	})
@@ -316,6 +320,25 @@ type discard struct{}
 func (discard) Header() http.Header         { return http.Header{} }
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 func (discard) WriteHeader(int)             {}
+
+func TestCallerWhoGivesUpFindsItsAnswer(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	ctx, giveUp := context.WithCancel(t.Context())
+	first := keyed(ctx, "patience")
+	_, err := idempotent(h.Server, first, campaignKeyLife, func(o *once) (api.Campaign, error) {
+		require.NoError(t, o.reserve(first.Context()))
+		giveUp()
+		return api.Campaign{ID: "cmp_1"}, first.Context().Err()
+	})
+	require.NoError(t, err)
+	again, err := idempotent(h.Server, keyed(t.Context(), "patience"), campaignKeyLife, func(*once) (api.Campaign, error) {
+		t.Error("done twice")
+		return api.Campaign{}, nil
+	})
+	require.NoError(t, err)
+	require.Contains(t, fmt.Sprintf("%s", again), "cmp_1")
+}
 
 func TestIdempotencyKeysAreForgotten(t *testing.T) {
 	t.Parallel()

@@ -41,7 +41,7 @@ func (s *Store) CreateCredential(ctx context.Context, account string, domains []
 		return Credential{}, "", ErrTooMany
 	}
 	password, hash := newSecret()
-	now := s.now().UTC()
+	now := s.time()
 	record := credentialRecord{Credential{"smtp-" + newID(now)[6:], account, slices.Compact(names), now}, hash}
 	err := s.put(ctx, credentialTable, record.Username, record, func() { s.credentials[record.Username] = record })
 	if err != nil {

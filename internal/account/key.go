@@ -77,7 +77,7 @@ func (s *Store) CreateKey(ctx context.Context, account, name string, scopes []st
 		return Key{}, "", ErrTooMany
 	}
 	secret, hash := newSecret()
-	now := s.now().UTC()
+	now := s.time()
 	id := newID(now)
 	record := keyRecord{Key{keyPrefix + id, account, name, scopes, now}, hash}
 	if err := s.put(ctx, keyTable, record.ID, record, func() { s.keys[record.ID] = record }); err != nil {

@@ -171,7 +171,7 @@ func (s *Store) AddDomain(ctx context.Context, d Domain) error {
 	if err := checkAccount(d.Account); err != nil {
 		return err
 	}
-	d.Configured, d.CreatedAt = false, s.now().UTC()
+	d.Configured, d.CreatedAt = false, s.time()
 	s.change.Lock()
 	defer s.change.Unlock()
 	if _, ok := s.Domain(d.Name); ok {
@@ -227,6 +227,9 @@ func (s *Store) Domains(account string) []Domain {
 	slices.SortFunc(all, func(a, b Domain) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
+
+// time is the clock in the precision of the API.
+func (s *Store) time() time.Time { return s.now().UTC().Truncate(time.Millisecond) }
 
 // checkAccount takes names of 1 to 32 lower-case letters, digits and hyphens: account names stand in queue names and
 // in keys of stores.
