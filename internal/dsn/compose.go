@@ -37,8 +37,11 @@ type Recipient struct {
 	LastAt   time.Time // of the last attempt, zero for none
 }
 
-// maxHeader bounds how much of the original header is quoted.
-const maxHeader = 64 << 10
+// Bounds of what is taken over from others.
+const (
+	maxHeader = 64 << 10 // of the original header
+	maxField  = 600      // of one field of the report
+)
 
 // Compose returns the notice as a complete message, header first, CRLF line ends, 7-bit, without Received, Date and
 // Message-ID, which the door adds. It goes out with the null reverse-path (RFC 3464 section 2). The same notice gives
@@ -61,7 +64,7 @@ func Compose(n Notice) ([]byte, error) {
 	b = append(b, "This is a multi-part message in MIME format.\r\n"...)
 	part("text/plain; charset=utf-8", "Notification")
 	b = append(b, "Content-Transfer-Encoding: quoted-printable\r\n\r\n"...)
-	b = append(b, quoted([]byte(n.text()), false)...)
+	b = append(b, quoted([]byte(n.text()))...)
 	part("message/delivery-status", "Delivery report")
 	b = append(b, "\r\n"...)
 	b = append(b, n.status()...)
@@ -137,7 +140,7 @@ func (n *Notice) text() string {
 	for _, r := range n.Recipients {
 		fmt.Fprintf(&b, "\r\n<%s>\r\n", r.To)
 		if r.Host != "" {
-			fmt.Fprintf(&b, "    host %s said: %s\r\n", r.Host, r.Reply)
+			fmt.Fprintf(&b, "    host %s said: %s\r\n", mail.CleanText(r.Host, 300), r.Reply)
 		} else {
 			fmt.Fprintf(&b, "    %s\r\n", r.Reply)
 		}
@@ -150,7 +153,7 @@ func (n *Notice) text() string {
 func (n *Notice) status() []byte {
 	var b bytes.Buffer
 	field := func(name, value string) {
-		fmt.Fprintf(&b, "%s: %s\r\n", name, asciiOnly(value))
+		fmt.Fprintf(&b, "%s: %s\r\n", name, foldText(mail.CleanText(strings.TrimSpace(value), maxField)))
 	}
 	if n.EnvelopeID != "" {
 		field("Original-Envelope-Id", decodeXtext(n.EnvelopeID))
@@ -171,7 +174,7 @@ func (n *Notice) status() []byte {
 			field("Remote-MTA", "dns; "+host)
 		}
 		if !r.Reply.IsZero() {
-			field("Diagnostic-Code", foldText("smtp; "+r.Reply.String()))
+			field("Diagnostic-Code", "smtp; "+r.Reply.String())
 		}
 		if !r.LastAt.IsZero() {
 			field("Last-Attempt-Date", r.LastAt.Format(time.RFC1123Z))
@@ -192,10 +195,10 @@ func (r *Recipient) status() mail.Status {
 	}
 }
 
-// asciiOnly keeps a field of the report readable for every parser.
+// asciiOnly keeps a field of the report on its line and readable for every parser.
 func asciiOnly(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r == '\r' || r == '\n' || r >= ' ' && r <= '~' {
+		if r >= ' ' && r <= '~' {
 			return r
 		}
 		return '?'
@@ -206,7 +209,7 @@ func asciiOnly(s string) string {
 func foldText(s string) string {
 	var b strings.Builder
 	col := 0
-	for i, word := range strings.Split(asciiOnly(strings.NewReplacer("\r", "?", "\n", "?").Replace(s)), " ") {
+	for i, word := range strings.Split(asciiOnly(s), " ") {
 		if i > 0 {
 			if col+1+len(word) > 70 && word != "" {
 				b.WriteString("\r\n")
@@ -234,7 +237,7 @@ func decodeXtext(s string) string {
 		}
 		b.WriteByte(s[i])
 	}
-	return strings.NewReplacer("\r", "?", "\n", "?").Replace(b.String())
+	return b.String()
 }
 
 // quotedHeader is the third part from its encoding on: as it is where every line can travel as it is.
@@ -245,18 +248,21 @@ func quotedHeader(h []byte) []byte {
 			h = h[:i+2]
 		}
 	}
+	if n := bytes.Count(h, []byte("\r\n")); bytes.Count(h, []byte("\r")) != n || bytes.Count(h, []byte("\n")) != n {
+		h = bytes.ReplaceAll(h, []byte("\r\n"), []byte("\n"))
+		h = bytes.ReplaceAll(bytes.ReplaceAll(h, []byte("\r"), []byte("?")), []byte("\n"), []byte("\r\n"))
+	}
 	for line := range bytes.SplitSeq(h, []byte("\r\n")) {
 		if len(line) > 998 || bytes.IndexFunc(line, func(r rune) bool { return r >= 0x80 || r < ' ' && r != '\t' }) >= 0 {
-			return append([]byte("Content-Transfer-Encoding: quoted-printable\r\n\r\n"), quoted(h, true)...)
+			return append([]byte("Content-Transfer-Encoding: quoted-printable\r\n\r\n"), quoted(h)...)
 		}
 	}
 	return append([]byte("\r\n"), h...)
 }
 
-func quoted(text []byte, binary bool) []byte {
+func quoted(text []byte) []byte {
 	var b bytes.Buffer
 	w := quotedprintable.NewWriter(&b)
-	w.Binary = binary && !bytes.Contains(text, []byte("\r\n"))
 	_, _ = w.Write(text) // to memory
 	_ = w.Close()
 	return b.Bytes()
