@@ -374,7 +374,7 @@ func (c *compiler) mergeText(t token, e *expr, v value, esc escape) error {
 		if err != nil {
 			return err
 		}
-		text = converted
+		text = strings.TrimRight(converted, "\n")
 	}
 	was := *c
 	c.value, c.converted = true, c.converted || text != v.s

@@ -80,7 +80,7 @@ func (e *encoder) static(o *op) {
 	case o.chunk == nil:
 		e.text(o.text)
 	case e.enc == encodeQuoted:
-		if e.col > 0 {
+		if e.col > 0 && !strings.HasPrefix(o.chunk.quoted, "\r\n") {
 			e.buf = append(e.buf, "=\r\n"...)
 		}
 		e.buf = append(e.buf, o.chunk.quoted...)

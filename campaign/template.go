@@ -155,7 +155,7 @@ func isReserved(name string) bool {
 
 // nearest returns the known name that resembles name most, "" where none is near.
 func nearest(name string, known []string) string {
-	best, most := "", 1+len(name)/3
+	best, most := "", 1+len(name)/4
 	for _, k := range known {
 		if d := distance(strings.ToLower(name), strings.ToLower(k)); k != name && d <= most && (best == "" || d < most) {
 			best, most = k, d

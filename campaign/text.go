@@ -250,7 +250,7 @@ func (w *textWriter) text(s string) {
 			}
 			mask := s[:end+utf8.RuneLen(maskClose)]
 			if w.hasBlock(mask) {
-				w.b.WriteString(w.unmask(mask))
+				w.block(w.unmask(mask))
 			} else {
 				w.word(w.unmask(mask))
 			}
@@ -314,10 +314,24 @@ func (w *textWriter) blocks(s string) {
 		}
 		mask := s[i : i+end+utf8.RuneLen(maskClose)]
 		if w.hasBlock(mask) {
-			w.b.WriteString(w.unmask(mask))
+			w.block(w.unmask(mask))
 		}
 		s = s[i+len(mask):]
 	}
+}
+
+// block writes a tag that takes no room. What a loop repeats begins with a line end, so that its items do not run
+// together.
+func (w *textWriter) block(tag string) {
+	if strings.HasPrefix(strings.TrimLeft(tag, "{~"), "#each") {
+		for ; w.newline > 1; w.newline-- {
+			if w.some {
+				w.b.WriteByte('\n')
+			}
+		}
+		w.some = true
+	}
+	w.b.WriteString(tag)
 }
 
 // each calls fn for every mask in s and puts its answer in its place.
