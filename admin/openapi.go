@@ -107,12 +107,13 @@ func scopesOf(rt *route) []string {
 
 // operationID is getCampaignsRecipients for GET /v1/campaigns/{id}/recipients.
 func operationID(rt *route) string {
-	id := strings.ToLower(rt.method)
+	var id strings.Builder
+	id.WriteString(strings.ToLower(rt.method))
 	for part := range strings.SplitSeq(strings.TrimPrefix(rt.path, "/v1/"), "/") {
 		part = strings.Trim(part, "{}")
-		id += strings.ToUpper(part[:1]) + part[1:]
+		id.WriteString(strings.ToUpper(part[:1]) + part[1:])
 	}
-	return id
+	return id.String()
 }
 
 var pathParameter = regexp.MustCompile(`\{(\w+)\}`)

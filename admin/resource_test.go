@@ -151,8 +151,13 @@ func TestSuppressionCalls(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, check.Entries, 1, "addresses survive the path")
 	for _, bad := range []api.Suppression{
-		{Email: "x"}, {Email: ""}, {Email: "a@b.c\r\nd"}, {Email: "a@example.net", Scope: "some"}, {Email: "a@example.net", Reason: "mood"},
-		{Email: "a@example.net", Note: "a\nb"}, {Email: "a@example.net", ExpiresAt: time.Now().Add(-time.Hour)},
+		{Email: "x"},
+		{Email: ""},
+		{Email: "a@b.c\r\nd"},
+		{Email: "a@example.net", Scope: "some"},
+		{Email: "a@example.net", Reason: "mood"},
+		{Email: "a@example.net", Note: "a\nb"},
+		{Email: "a@example.net", ExpiresAt: time.Now().Add(-time.Hour)},
 	} {
 		_, err := h.root.AddSuppression(ctx, bad)
 		var p *api.Problem

@@ -145,8 +145,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	}
 	s.mux = s.newMux()
 	if err := s.listen(); err != nil {
-		s.Close()
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -245,8 +244,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
-	s.Close()
-	return err
+	return errors.Join(err, s.Close())
 }
 
 // forgetEvery is how often idempotency keys whose time is over are removed.

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -142,6 +141,6 @@ func TestMailboxForms(t *testing.T) {
 		var got Mailboxes
 		err := json.Unmarshal([]byte(bad), &got)
 		require.Error(t, err, bad)
-		require.False(t, strings.Contains(err.Error(), "plain"), "no inner type: %v", err)
+		require.NotContains(t, err.Error(), "plain", "no inner type")
 	}
 }
