@@ -319,8 +319,10 @@ func (s *Session) fits(t *Transaction) (mail.Reply, bool) {
 		return mail.Reply{Code: 552, Status: mail.Status{Class: 5, Subject: 3, Detail: 4}, Text: fmt.Sprintf(
 			"Message of %d octets is larger than the %d that the host takes", t.Size, s.ext.maxSize)}, false
 	case t.EightBit && !s.ext.eightBit:
-		return mail.Reply{Code: 554, Status: mail.Status{Class: 5, Subject: 6, Detail: 3},
-			Text: "Message has 8-bit octets, and the host does not offer 8BITMIME"}, false
+		return mail.Reply{
+			Code: 554, Status: mail.Status{Class: 5, Subject: 6, Detail: 3},
+			Text: "Message has 8-bit octets, and the host does not offer 8BITMIME",
+		}, false
 	}
 	return mail.Reply{}, true
 }

@@ -77,8 +77,10 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	require.NoError(t, err)
 	keys, err := dkim.Open(filepath.Join(t.TempDir(), "dkim"))
 	require.NoError(t, err)
-	door, err := intake.New(intake.DefaultConfig(), intake.Deps{Spool: store, Keys: keys, Domains: noDomains{},
-		Suppression: suppression.New(db, nil), Hostname: "relay.test"})
+	door, err := intake.New(intake.DefaultConfig(), intake.Deps{
+		Spool: store, Keys: keys, Domains: noDomains{},
+		Suppression: suppression.New(db, nil), Hostname: "relay.test",
+	})
 	require.NoError(t, err)
 
 	r := &rig{t: t, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -365,13 +364,14 @@ func (s *Scheduler) track(l *spool.Lease, of *site) *batch {
 func (s *Scheduler) abandonRest(b *batch, next time.Time) {
 	s.mu.Lock()
 	_, open := s.batches[b]
+	left := b.left
 	delete(s.batches, b)
 	s.mu.Unlock()
 	if !open {
 		return
 	}
 	if err := s.store.Release(s.settler.ctx, b.lease, next); err != nil {
-		s.log.Error("release.failed", "count", b.left, "err", err)
+		s.log.Error("release.failed", "count", left, "err", err)
 	}
 }
 
@@ -437,8 +437,12 @@ func (s *Scheduler) drain() {
 func (t Timeouts) withDefaults() Timeouts {
 	d := DefaultTimeouts()
 	for _, f := range []struct{ v, d *time.Duration }{
-		{&t.Greeting, &d.Greeting}, {&t.Command, &d.Command}, {&t.Handshake, &d.Handshake},
-		{&t.DataInit, &d.DataInit}, {&t.DataBlock, &d.DataBlock}, {&t.DataDone, &d.DataDone},
+		{&t.Greeting, &d.Greeting},
+		{&t.Command, &d.Command},
+		{&t.Handshake, &d.Handshake},
+		{&t.DataInit, &d.DataInit},
+		{&t.DataBlock, &d.DataBlock},
+		{&t.DataDone, &d.DataDone},
 	} {
 		if *f.v <= 0 {
 			*f.v = *f.d

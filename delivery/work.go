@@ -272,8 +272,10 @@ func (s *Scheduler) suspend(st *site, p *pause) {
 	st.resume, st.window, st.proven = now.Add(delay), 1, false
 	st.reply, st.host = p.reply, p.host
 	s.metrics.suspensions.WithLabelValues(p.cause).Inc()
-	attrs := []any{"site", st.name, "reason", p.cause, "mx", p.host, "delay", delay.Round(time.Second).String(),
-		"code", p.reply.Code, "status", p.reply.Status.String(), "attempt", st.failures}
+	attrs := []any{
+		"site", st.name, "reason", p.cause, "mx", p.host, "delay", delay.Round(time.Second).String(),
+		"code", p.reply.Code, "status", p.reply.Status.String(), "attempt", st.failures,
+	}
 	if p.err != nil {
 		attrs = append(attrs, "err", p.err)
 	} else {
