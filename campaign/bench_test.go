@@ -1,0 +1,100 @@
+package campaign
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/dkim"
+	"relayd/internal/api"
+	"relayd/internal/mail"
+)
+
+// benchComposition is a promotion of about 100 KB.
+func benchComposition(b *testing.B, body string) (*composition, *letter) {
+	b.Helper()
+	req := request(api.Recipient{})
+	req.Recipients, req.Start = nil, false
+	req.Template.HTML = `<html><body><p>Hi {{Name}}</p>{{Body}}<p>{{Name}}, see you at <a href="https://shop.example/?u={{Name}}">the shop</a></p><p><a href="{{unsubscribe_url}}">Unsubscribe</a></p></body></html>`
+	req.Template.Text = "Hi {{Name}}, all is cheap.\nUnsubscribe: {{unsubscribe_url}}\n"
+	req.Data["Body"] = body
+	c, err := newComposition(mail.NewQueueID(time.Now()), "default", req, "relay.example", "https://u.shop.example")
+	require.NoError(b, err)
+	return c, &letter{
+		id: mail.EnvelopeID{Message: c.id, N: 7}, to: mail.MustParsePath("ann@example.com"), at: time.Now(), token: strings.Repeat("a", 100),
+		attributes: []attribute{{"Gender", kindString, "F"}, {"Name", kindString, "Ann Example"}},
+	}
+}
+
+func bodies() map[string]string {
+	return map[string]string{
+		"latin":  strings.Repeat("<p>All of our products are <b>half the price</b> today only, dear {{Name}}.</p>\n", 1250),
+		"korean": strings.Repeat("<p>오늘 하루 모든 상품을 <b>반값</b>에 드립니다, {{Name}} 고객님.</p>\n", 950),
+	}
+}
+
+// BenchmarkCompose renders and assembles personalised messages of 100 KB, unsigned.
+func BenchmarkCompose(b *testing.B) {
+	shared := strings.Repeat("<p>All of our products are <b>half the price</b> today only, dear customer, so come.</p>\n", 1170)
+	for name, body := range map[string]string{"shared": shared, "latin_1250_merges": bodies()["latin"], "korean_950_merges": bodies()["korean"]} {
+		b.Run(name, func(b *testing.B) {
+			c, l := benchComposition(b, body)
+			msg, err := c.signed(l, nil)
+			require.NoError(b, err)
+			b.SetBytes(int64(len(msg)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.signed(l, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
+}
+
+// BenchmarkComposeSigned prints what part of the bare signature's rate is left when the message is made as well.
+func BenchmarkComposeSigned(b *testing.B) {
+	ring, err := dkim.Open(b.TempDir())
+	require.NoError(b, err)
+	rsaKey, err := ring.Generate("shop.example", "r1", dkim.RSA2048)
+	require.NoError(b, err)
+	edKey, err := ring.Generate("shop.example", "e1", dkim.Ed25519)
+	require.NoError(b, err)
+	bare, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(b, err)
+	shared := strings.Repeat("<p>All of our products are <b>half the price</b> today only, dear customer, so come.</p>\n", 1170)
+	for _, keys := range [][]*dkim.Key{{rsaKey}, {edKey}, {rsaKey, edKey}} {
+		name := ""
+		for _, k := range keys {
+			name += fmt.Sprint(k.Algorithm)
+		}
+		b.Run(name, func(b *testing.B) {
+			c, l := benchComposition(b, shared)
+			sum := sha256.Sum256([]byte("x"))
+			const signs = 50
+			start := time.Now()
+			for range signs {
+				_, err := rsa.SignPKCS1v15(nil, bare, crypto.SHA256, sum[:])
+				require.NoError(b, err)
+			}
+			limit := signs / time.Since(start).Seconds()
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.signed(l, keys); err != nil {
+					b.Fatal(err)
+				}
+			}
+			rate := float64(b.N) / b.Elapsed().Seconds()
+			b.ReportMetric(rate, "messages/s")
+			b.ReportMetric(rate/limit, "of-bare-rsa")
+		})
+	}
+}
