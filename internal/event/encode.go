@@ -20,7 +20,7 @@ func (e *Event) size() int {
 }
 
 // appendRecord appends the JSON of e with the ID of key. It is written by hand because every message passes here: it
-// takes half the time of encoding/json and one allocation instead of five. The order of the fields is part of the format: matcher.quick looks for it.
+// takes one allocation, encoding/json five (BenchmarkAppend). The order of the fields is part of the format: matcher.quick looks for it.
 func appendRecord(b, key []byte, e *Event) ([]byte, error) {
 	b = append(b, `{"id":"evt_`...)
 	b = idText.AppendEncode(b, key)
