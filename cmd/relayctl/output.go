@@ -152,6 +152,36 @@ func clean(cells []string) []string {
 	return out
 }
 
+// cleanWriter is clean for a stream of text: it lets line ends and tabs pass.
+type cleanWriter struct {
+	out io.Writer
+	c2  bool // the last octet was 0xC2, which begins a C1 control
+}
+
+func (w *cleanWriter) Write(p []byte) (int, error) {
+	out := make([]byte, 0, len(p)+1)
+	for _, c := range p {
+		if w.c2 {
+			w.c2 = false
+			if c >= 0x80 && c < 0xa0 {
+				out = append(out, '?')
+				continue
+			}
+			out = append(out, 0xc2)
+		}
+		switch {
+		case c == 0xc2:
+			w.c2 = true
+		case c < 0x20 && c != '\n' && c != '\r' && c != '\t', c == 0x7f:
+			out = append(out, '?')
+		default:
+			out = append(out, c)
+		}
+	}
+	_, err := w.out.Write(out)
+	return len(p), err
+}
+
 func tableRow(cells []string) table.Row {
 	r := make(table.Row, len(cells))
 	for i, c := range cells {

@@ -249,7 +249,7 @@ func (a *app) suppressionExport(account *string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(c *api.Client) error {
 				if a.format != "json" {
-					_, err := c.ExportSuppressions(cmd.Context(), *account, "csv", a.out)
+					_, err := c.ExportSuppressions(cmd.Context(), *account, "csv", &cleanWriter{out: a.out})
 					return err
 				}
 				w := &jsonList{out: bufio.NewWriter(a.out)}
