@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"relayd/internal/mail"
@@ -37,8 +36,8 @@ type engine struct {
 	wait     func(ctx context.Context, d time.Duration) error
 }
 
-// report is what became of an attempt.
-type report struct {
+// Report is what became of an attempt.
+type Report struct {
 	done    []settlement
 	again   []*spool.Envelope // were not presented: another worker, or another time
 	suspend *pause            // the site wants a pause
@@ -56,8 +55,8 @@ type pause struct {
 
 // Run tries the bundle: it renders what must be rendered, gets a session, asks the gate and sends; a connection that
 // breaks is tried again, 1 s later and doubling, with the recipients that are still open.
-func (a *Attempt) Run(ctx context.Context) report {
-	var rep report
+func (a *Attempt) Run(ctx context.Context) Report {
+	var rep Report
 	envs := a.bundle.envs
 	if a.bundle.message.Campaign != "" && !a.compose(ctx, &rep) {
 		return rep
@@ -97,7 +96,7 @@ func (a *Attempt) Run(ctx context.Context) report {
 }
 
 // compose renders the envelope of a campaign.
-func (a *Attempt) compose(ctx context.Context, rep *report) bool {
+func (a *Attempt) compose(ctx context.Context, rep *Report) bool {
 	m, e := a.bundle.message, a.bundle.envs[0]
 	err := errors.New("no composer")
 	if a.composer != nil {
@@ -125,183 +124,8 @@ const localDelay = time.Minute
 // pausedDelay keeps what was leased of a stream that is paused from coming round at once.
 const pausedDelay = 5 * time.Second
 
-// connect gives the attempt a session, or says in the report why there is none.
-func (a *Attempt) connect(ctx context.Context, rep *report, envs []*spool.Envelope) bool {
-	var refused *route
-	var err error
-	a.session, refused, err = a.open(ctx)
-	switch {
-	case err == nil && refused == nil:
-		a.opened()
-		return true
-	case refused != nil:
-		for _, e := range envs {
-			a.finish(rep, e, refused.refusal.result(e), "")
-		}
-		return false
-	}
-	f := faultOf(err)
-	if f.kind == faultLocal {
-		rep.again = envs
-		return false
-	}
-	host := a.route.name
-	if h, ok := errors.AsType[*hostError](err); ok {
-		host = h.host
-	}
-	if f.kind == faultSelf {
-		for _, e := range envs {
-			a.finish(rep, e, loops().refusal.result(e), host)
-		}
-		return false
-	}
-	p := &pause{cause: causeUnreachable, reply: f.reply, host: host, phase: PhaseConnect, err: err}
-	switch {
-	case f.kind == faultAuth:
-		p.cause = causeAuth
-	case f.kind == faultReply && a.route.smart == nil && Classify(f.reply, PhaseConnect).Action == ActionBounce:
-		for _, e := range envs {
-			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Bounced, Presented: true, Reply: f.reply}, host)
-		}
-		return false
-	case f.kind == faultReply:
-		p.cause = causeThrottled
-	}
-	if p.reply.IsZero() {
-		p.reply = mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 1}, Text: "No host answered: " + publicError(err)}
-	}
-	rep.again, rep.suspend = envs, p
-	return false
-}
-
-// hostError says which host a fault is about.
-type hostError struct {
-	host string
-	err  error
-}
-
-func (h *hostError) Error() string { return h.host + ": " + h.err.Error() }
-func (h *hostError) Unwrap() error { return h.err }
-
-// open goes through the addresses of the route, in rounds. Among the faults of a round the one that leaves most hope
-// is returned: one temporary host is enough to keep the mail.
-func (a *Attempt) open(ctx context.Context) (*Session, *route, error) {
-	var worst error
-	for try := range a.tries {
-		if try > 0 {
-			if err := a.wait(ctx, time.Second<<(try-1)); err != nil {
-				return nil, nil, &fault{kind: faultLocal, err: err}
-			}
-		}
-		targets, refused, err := a.book.targets(ctx, a.route)
-		switch {
-		case refused != nil:
-			return nil, refused, nil
-		case err != nil:
-			if ctx.Err() != nil {
-				return nil, nil, &fault{kind: faultLocal, err: err}
-			}
-			return nil, nil, &fault{kind: faultConn, err: err}
-		}
-		again := false
-		worst = nil
-		for _, t := range targets {
-			s, err := a.opener.open(ctx, t)
-			if err == nil {
-				return s, nil, nil
-			}
-			f := faultOf(err)
-			if f.kind == faultLocal {
-				return nil, nil, err
-			}
-			a.metrics.connects.WithLabelValues(connectResult(f)).Inc()
-			if f.kind == faultConn {
-				a.book.dead.add(t.addr.Addr().String(), a.now().Add(deadFor))
-			}
-			again = again || f.kind == faultConn && !isTimeout(err)
-			if worst == nil || hope(f) > hope(faultOf(worst)) {
-				worst = &hostError{t.host + "[" + t.addr.Addr().String() + "]", err}
-			}
-		}
-		if !again {
-			break
-		}
-	}
-	return nil, nil, worst
-}
-
-// hope orders faults by the chance that another try helps.
-func hope(f *fault) int {
-	switch {
-	case f.kind == faultReply && f.reply.Temporary():
-		return 4
-	case f.kind == faultAuth: // must be heard of
-		return 3
-	case f.kind == faultSelf:
-		return 0
-	case f.kind == faultReply:
-		return 1
-	}
-	return 2
-}
-
-func connectResult(f *fault) string {
-	switch f.kind {
-	case faultTLS:
-		return "tls"
-	case faultReply:
-		return "reply"
-	case faultAuth:
-		return "auth"
-	case faultProtocol, faultSelf:
-		return "protocol"
-	}
-	if isTimeout(f.err) {
-		return "timeout"
-	}
-	return "refused"
-}
-
-func isTimeout(err error) bool {
-	n, ok := errors.AsType[net.Error](err)
-	return ok && n.Timeout()
-}
-
-func faultOf(err error) *fault {
-	if f, ok := errors.AsType[*fault](err); ok {
-		return f
-	}
-	return &fault{kind: faultConn, err: err}
-}
-
-// publicError is what a reply of ours may tell of a fault: no addresses of ours, no system texts beyond the cause.
-func publicError(err error) string {
-	f := faultOf(err)
-	switch {
-	case f.kind == faultTLS:
-		return "TLS failed"
-	case f.kind == faultProtocol:
-		return "bad reply"
-	case isTimeout(err):
-		return "timed out"
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return "closed by the host"
-	case f.kind == faultReply:
-		return f.reply.Text
-	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return mail.CleanText(op.Err.Error(), 100)
-	}
-	var dns *net.DNSError
-	if errors.As(err, &dns) {
-		return "name server failure"
-	}
-	return "connection trouble"
-}
-
 // wanted asks the gate, right before MAIL FROM.
-func (a *Attempt) wanted(ctx context.Context, rep *report, envs []*spool.Envelope) []*spool.Envelope {
+func (a *Attempt) wanted(ctx context.Context, rep *Report, envs []*spool.Envelope) []*spool.Envelope {
 	if a.gate == nil {
 		return envs
 	}
@@ -328,7 +152,7 @@ func (a *Attempt) wanted(ctx context.Context, rep *report, envs []*spool.Envelop
 }
 
 // fitting settles what the host cannot take, going by its EHLO.
-func (a *Attempt) fitting(rep *report, envs []*spool.Envelope) []*spool.Envelope {
+func (a *Attempt) fitting(rep *Report, envs []*spool.Envelope) []*spool.Envelope {
 	if reply, ok := a.session.fits(a.transaction(envs)); !ok {
 		res := spool.Result{Outcome: spool.Failed, Reply: reply, Reason: reasonEightBit}
 		if reply.Code == 552 {
@@ -388,7 +212,7 @@ func (a *Attempt) transaction(envs []*spool.Envelope) *Transaction {
 }
 
 // send presents the envelopes once. It returns those that are still open, and whether to try them on a new session.
-func (a *Attempt) send(ctx context.Context, rep *report, envs []*spool.Envelope) (open []*spool.Envelope, again bool, err error) {
+func (a *Attempt) send(ctx context.Context, rep *Report, envs []*spool.Envelope) (open []*spool.Envelope, again bool, err error) {
 	s := a.session
 	a.tls = s.TLS
 	reused := s.sent > 0
@@ -460,7 +284,7 @@ func answered(answers []Answer, p Phase) bool {
 }
 
 // answer turns the reply for one recipient into its result.
-func (a *Attempt) answer(rep *report, s *Session, e *spool.Envelope, ans Answer, taken int) {
+func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer, taken int) {
 	v := Classify(ans.Reply, ans.Phase)
 	if v.Action == ActionSuspend && ans.Reply.Permanent() && a.route.smart == nil {
 		v.Action = ActionRetry // an MX that wants AUTH will not want it less after a pause
@@ -494,7 +318,7 @@ const (
 )
 
 // finish completes a result and notes it.
-func (a *Attempt) finish(rep *report, e *spool.Envelope, res spool.Result, host string) {
+func (a *Attempt) finish(rep *Report, e *spool.Envelope, res spool.Result, host string) {
 	res.At = a.now()
 	if host != "" {
 		res.Host, res.TLS = host, a.tls

@@ -181,7 +181,7 @@ func (r *rules) add(kind, name, rest string) error {
 			r.text = append(r.text, textRule{name, p})
 		}
 	case "status":
-		for _, f := range strings.Fields(rest) {
+		for f := range strings.FieldsSeq(rest) {
 			s, err := parseStatusRule(name, f)
 			if err != nil {
 				return err
@@ -189,7 +189,7 @@ func (r *rules) add(kind, name, rest string) error {
 			r.statuses = append(r.statuses, s)
 		}
 	case "code":
-		for _, f := range strings.Fields(rest) {
+		for f := range strings.FieldsSeq(rest) {
 			code, err := strconv.Atoi(f)
 			if err != nil {
 				return err

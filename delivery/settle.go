@@ -109,11 +109,11 @@ func (s *settler) publish(done []settlement) {
 			s.metrics.octets.Add(float64(d.message.Size))
 			s.metrics.wait.WithLabelValues(className(d.envelope.Class)).Observe(s.now().Sub(d.message.AcceptedAt).Seconds())
 		}
-		s.report(d, outcome)
+		s.report(d)
 	}
 }
 
-func (s *settler) report(d *settlement, outcome string) {
+func (s *settler) report(d *settlement) {
 	if !s.log.Enabled(s.ctx, slog.LevelInfo) {
 		return
 	}
@@ -133,5 +133,20 @@ func (s *settler) report(d *settlement, outcome string) {
 	if res.Outcome == spool.Deferred {
 		attrs = append(attrs, "next", res.NextAttempt.UTC().Format(time.RFC3339))
 	}
-	s.log.Info("attempt."+outcome, attrs...)
+	switch res.Outcome {
+	case spool.Delivered:
+		s.log.Info("attempt.delivered", attrs...)
+	case spool.Deferred:
+		s.log.Info("attempt.deferred", attrs...)
+	case spool.Bounced:
+		s.log.Info("attempt.bounced", attrs...)
+	case spool.Failed:
+		s.log.Info("attempt.failed", attrs...)
+	case spool.Expired:
+		s.log.Info("attempt.expired", attrs...)
+	case spool.Suppressed:
+		s.log.Info("attempt.suppressed", attrs...)
+	case spool.Cancelled:
+		s.log.Info("attempt.cancelled", attrs...)
+	}
 }

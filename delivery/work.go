@@ -167,7 +167,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 }
 
 // attempt runs one bundle; a panic costs the bundle an hour, not the process its life.
-func (s *Scheduler) attempt(w *worker, b *bundle) (rep report) {
+func (s *Scheduler) attempt(w *worker, b *bundle) (rep Report) {
 	st := w.site
 	a := &Attempt{engine: s.engine, session: w.session, bundle: b, opened: func() { s.opened(w) }}
 	s.mu.Lock()
@@ -179,12 +179,12 @@ func (s *Scheduler) attempt(w *worker, b *bundle) (rep report) {
 		s.metrics.transaction.Observe(s.now().Sub(began).Seconds())
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
-			s.log.Error("attempt.panicked", "queue_id", b.message.ID.String(), "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			s.log.Error("attempt.panicked", "queue_id", b.message.ID.String(), "err", fmt.Sprintf("%v\n%s", p, debug.Stack()))
 			if a.session != nil {
 				a.session.abort()
 				w.session = nil
 			}
-			rep = report{}
+			rep = Report{}
 			for _, e := range b.envs {
 				res := s.retrier.presented(b.message, e, mail.ReplyOf(nil), s.now())
 				rep.done = append(rep.done, settlement{b.message, e, res})
@@ -216,7 +216,7 @@ func (s *Scheduler) opened(w *worker) {
 }
 
 // learn draws the conclusions of an attempt for its site. The caller holds mu.
-func (s *Scheduler) learn(st *site, w *worker, b *bundle, rep report) {
+func (s *Scheduler) learn(st *site, w *worker, b *bundle, rep Report) {
 	if rep.settled && rep.suspend == nil {
 		st.window = min(st.window+1, s.cfg.MaxConnectionsPerSite)
 		if st.failures > 0 {

@@ -2,6 +2,7 @@ package dsn
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"io"
 	"mime"
@@ -66,7 +67,7 @@ func parts(t *testing.T, raw []byte) (netmail.Header, []string, []string) {
 	r := multipart.NewReader(m.Body, params["boundary"])
 	for {
 		p, err := r.NextRawPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return m.Header, kinds, bodies
 		}
 		require.NoError(t, err)
@@ -160,7 +161,7 @@ func FuzzCompose(f *testing.F) {
 		clean(t, raw)
 		_, kinds, bodies := parts(t, raw)
 		require.Len(t, kinds, 3)
-		for _, line := range strings.Split(bodies[1], "\r\n") {
+		for line := range strings.SplitSeq(bodies[1], "\r\n") {
 			if line == "" || line[0] == ' ' {
 				continue
 			}

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -396,7 +397,7 @@ func (s *mxSession) readData() ([]byte, error) {
 	var faults []string
 	for {
 		line, err := s.r.ReadSlice('\n')
-		for err == bufio.ErrBufferFull {
+		for errors.Is(err, bufio.ErrBufferFull) {
 			faults = append(faults, "endless line")
 			line, err = s.r.ReadSlice('\n')
 		}
