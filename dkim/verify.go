@@ -47,7 +47,7 @@ const (
 	maxVerifyPicks   = 200_000 // names in one h= times fields
 )
 
-// ErrHeaderTooLarge: the header section of a message to verify has more than 256 KiB or 5000 lines.
+// ErrHeaderTooLarge tells that the header section of a message to verify has more than 256 KiB or 5000 lines.
 var ErrHeaderTooLarge = errors.New("header section too large")
 
 // Verify checks the signatures of a message, at most the first 10, in the order in which they stand. It reads r to its

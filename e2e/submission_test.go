@@ -128,8 +128,10 @@ func swaks(t *testing.T, l login, msg string, args ...string) {
 	needs(t, "swaks")
 	file := filepath.Join(t.TempDir(), "msg")
 	require.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(msg, "\r\n", "\n")), 0o600))
-	args = append([]string{"--server", "127.0.0.1", "--from", "news@shop.example", "--to", "ann@dest.example,bob@dest.example",
-		"--auth-user", l.Username, "--auth-password", l.Password, "--data", "@" + file}, args...)
+	args = append([]string{
+		"--server", "127.0.0.1", "--from", "news@shop.example", "--to", "ann@dest.example,bob@dest.example",
+		"--auth-user", l.Username, "--auth-password", l.Password, "--data", "@" + file,
+	}, args...)
 	out, err := exec.CommandContext(t.Context(), "swaks", args...).CombinedOutput()
 	require.NoError(t, err, string(out))
 	require.Regexp(t, `250 2\.0\.0 .*[0-9a-z]{20}`, string(out), "the queue ID is in the reply")

@@ -195,7 +195,7 @@ func TestCampaignRefusals(t *testing.T) {
 			m["from"] = map[string]any{"email": "deals@shop.example", "name": "a\r\nBcc: x"}
 		}, []string{"from"}},
 		"line_break_in_header": {func(m map[string]any) { m["data"].(map[string]any)["Subject"] = "a\r\nBcc: x@y.example" }, []string{"ubject"}},
-		"unknown_field":        {func(m map[string]any) { m["recipeints"] = []any{} }, []string{"recipeints"}},
+		"unknown_field":        {func(m map[string]any) { m["recipientz"] = []any{} }, []string{"recipientz"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := short(true, "ann@dest.example")

@@ -156,9 +156,9 @@ func TestEnvironment(t *testing.T) {
 	require.True(t, c.Delivery.AllowPrivateMX)
 	require.EqualValues(t, 1<<20, c.SMTP.MaxMessageBytes)
 
-	_, p = parse(t, "", "RELAYD_ADMIN_ADRESS=x")
+	_, p = parse(t, "", "RELAYD_ADMIN_ADDREZZ=x")
 	require.NotNil(t, p)
-	require.Contains(t, p.Error(), "RELAYD_ADMIN_ADRESS: no configuration key has this environment variable")
+	require.Contains(t, p.Error(), "RELAYD_ADMIN_ADDREZZ: no configuration key has this environment variable")
 }
 
 func TestSecretFilesHoldOneLine(t *testing.T) {

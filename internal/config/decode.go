@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"sort"
 	"strconv"
@@ -140,9 +141,7 @@ func fields(v reflect.Value) map[string]reflect.Value {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
 		if f.Anonymous {
-			for k, fv := range fields(v.Field(i)) {
-				out[k] = fv
-			}
+			maps.Copy(out, fields(v.Field(i)))
 			continue
 		}
 		tag, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
