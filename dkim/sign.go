@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"slices"
 	"time"
 
 	"relayd/internal/mail"
@@ -105,8 +106,8 @@ func coverHeader(header []byte) (names []string, canon []byte, err error) {
 	canon = make([]byte, 0, len(header))
 	for j, s := range signedFields {
 		// Of several fields of one name the last one is taken first (RFC 6376 section 5.4.2).
-		for n := len(at[j]) - 1; n >= 0; n-- {
-			_, value, _ := bytes.Cut(fields[at[j][n]].Raw, []byte{':'})
+		for _, i := range slices.Backward(at[j]) {
+			_, value, _ := bytes.Cut(fields[i].Raw, []byte{':'})
 			canon = append(appendRelaxed(canon, s.name, value), crlf...)
 			names = append(names, s.name)
 		}
