@@ -1,6 +1,9 @@
 package campaign
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // openBlock compiles {{#if x}} and its kin.
 func (c *compiler) openBlock(t token) error {
@@ -57,7 +60,7 @@ func (c *compiler) test(t token, skip int) error {
 			return errorAt(c.part, c.src, t.at, "more than %d #each and #with inside one another", maxFrames-1)
 		}
 		b.test = c.emit(o)
-		c.scopes = append(c.scopes[:len(c.scopes):len(c.scopes)], o.frame)
+		c.scopes = append(slices.Clip(c.scopes), o.frame)
 		b.framed = true
 	}
 	b.start = c.here()
@@ -156,10 +159,8 @@ func (c *compiler) closeBlock(t token, open int) error {
 // guarded tells roots that an enclosing condition has found to be there.
 func (c *compiler) guarded(root string) bool {
 	for _, b := range c.blocks {
-		for _, g := range b.guards {
-			if g == root {
-				return true
-			}
+		if slices.Contains(b.guards, root) {
+			return true
 		}
 	}
 	return false

@@ -29,8 +29,8 @@ func newCache(most int64) *cache {
 	return &cache{most: most, order: list.New(), items: map[mail.QueueID]*list.Element{}}
 }
 
-// get returns what make once made for id. Errors are not kept.
-func (c *cache) get(id mail.QueueID, make func() (*composition, error)) (*composition, error) {
+// get returns what compile once made for id. Errors are not kept.
+func (c *cache) get(id mail.QueueID, compile func() (*composition, error)) (*composition, error) {
 	c.mu.Lock()
 	el := c.items[id]
 	if el == nil {
@@ -42,7 +42,7 @@ func (c *cache) get(id mail.QueueID, make func() (*composition, error)) (*compos
 	item := el.Value.(*cached) //nolint:forcetypeassert // the list holds nothing else
 	c.mu.Unlock()
 	item.once.Do(func() {
-		item.c, item.err = make()
+		item.c, item.err = compile()
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.items[id] != el {

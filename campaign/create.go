@@ -189,7 +189,6 @@ type lacks struct {
 	always  bool // no recipient can lack anything
 	seen    int64
 	missing map[string]*lack
-	order   []string
 	others  map[string]*lack // other reasons why a message could not be made
 	names   map[string]bool  // attributes that recipients have
 }
@@ -199,7 +198,6 @@ type lack struct {
 	samples []string
 	pointer string
 	places  []string
-	detail  string
 	code    string
 }
 
@@ -292,7 +290,7 @@ func (l *lacks) places(u *use) []string {
 
 // tell adds one error per variable and per other reason.
 func (l *lacks) tell(bad *Invalid) {
-	known := append(sortedKeys(l.names), reservedNames...)
+	known := append(sortedKeys(l.names), reservedNames()...)
 	known = append(known, sortedKeys(l.c.scope.data)...)
 	for _, name := range sortedKeys(l.missing) {
 		item := l.missing[name]

@@ -102,8 +102,8 @@ func (p *parser) term(depth int, required bool) (*expr, error) {
 		return nil, p.fail("empty tag")
 	}
 	at := p.at + p.pos
-	switch c := p.s[p.pos]; {
-	case c == '(':
+	switch c := p.s[p.pos]; c {
+	case '(':
 		if depth >= maxDepth {
 			return nil, p.fail("more than %d sub-expressions inside one another", maxDepth)
 		}
@@ -117,7 +117,7 @@ func (p *parser) term(depth int, required bool) (*expr, error) {
 		}
 		p.pos++
 		return e, nil
-	case c == '"' || c == '\'':
+	case '"', '\'':
 		end := strings.IndexByte(p.s[p.pos+1:], c)
 		if end < 0 {
 			return nil, p.fail("text without its closing %c", c)
@@ -127,12 +127,12 @@ func (p *parser) term(depth int, required bool) (*expr, error) {
 		return &expr{lit: value{kind: kindString, s: lit, trusted: true}, at: at, place: -1}, nil
 	}
 	w := p.word()
-	switch {
-	case w == "":
+	switch w {
+	case "":
 		return nil, p.fail("unexpected %q", firstWord(p.s[p.pos:]))
-	case w == "true" || w == "false":
+	case "true", "false":
 		return &expr{lit: value{kind: kindBool, s: w, trusted: true}, at: at, place: -1}, nil
-	case w == "null" || w == "undefined":
+	case "null", "undefined":
 		return &expr{lit: value{kind: kindMissing, trusted: true}, at: at, place: -1}, nil
 	}
 	if _, err := strconv.ParseFloat(w, 64); err == nil && strings.IndexByte("-0123456789", w[0]) >= 0 {

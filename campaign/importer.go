@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"strings"
 	"unicode/utf8"
@@ -436,9 +437,7 @@ func (j *jsonRows) parse(b []byte) (contactRow, error) {
 		if !ok {
 			return row, &rowError{column: "attributes", code: "invalid_attribute", detail: "not an object"}
 		}
-		for k, v := range object {
-			all[k] = v
-		}
+		maps.Copy(all, object)
 	}
 	for _, k := range sortedKeys(m) {
 		if k == "attributes" {

@@ -152,10 +152,6 @@ func blankAfter(toks []token, i int) bool {
 	if toks[i+1].tag {
 		return false
 	}
-	s := toks[i+1].text
-	nl := strings.IndexByte(s, '\n')
-	if nl < 0 {
-		return i+2 == len(toks) && strings.Trim(s, " \t") == ""
-	}
-	return strings.Trim(s[:nl], " \t") == ""
+	line, _, ends := strings.Cut(toks[i+1].text, "\n")
+	return strings.Trim(line, " \t") == "" && (ends || i+2 == len(toks))
 }

@@ -71,8 +71,10 @@ func (r *rig) open() {
 	accounts, err := account.Open(ctx, r.db, r.now)
 	require.NoError(t, err)
 	accounts.SetConfigured([]account.Domain{
-		{Name: "shop.example", Account: "default", Sign: "required"}, {Name: "keyless.example", Account: "default", Sign: "required"},
-		{Name: "unsigned.example", Account: "default", Sign: "none"}, {Name: "other.example", Account: "other", Sign: "required"},
+		{Name: "shop.example", Account: "default", Sign: "required"},
+		{Name: "keyless.example", Account: "default", Sign: "required"},
+		{Name: "unsigned.example", Account: "default", Sign: "none"},
+		{Name: "other.example", Account: "other", Sign: "required"},
 	})
 	r.list = suppression.New(r.db, r.now)
 	in, err := intake.New(intake.DefaultConfig(), intake.Deps{

@@ -139,16 +139,15 @@ type op struct {
 	e      *expr
 }
 
-// reserved are the names that relayd fills in itself.
-var reservedNames = []string{
-	"unsubscribe_url", "amazonSESUnsubscribeUrl", "campaign_name", "message_id", "sender_address", "email", "contact",
+// reservedNames are those that relayd fills in itself.
+func reservedNames() []string {
+	return []string{"unsubscribe_url", "amazonSESUnsubscribeUrl", "campaign_name", "message_id", "sender_address", "email", "contact"}
 }
 
 func isReserved(name string) bool {
-	for _, r := range reservedNames {
-		if r == name {
-			return true
-		}
+	switch name {
+	case "unsubscribe_url", "amazonSESUnsubscribeUrl", "campaign_name", "message_id", "sender_address", "email", "contact":
+		return true
 	}
 	return false
 }

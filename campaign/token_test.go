@@ -1,14 +1,13 @@
 package campaign
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"encoding/json"
 
 	"relayd/internal/event"
 	"relayd/internal/mail"
