@@ -224,7 +224,7 @@ func (a *Attempt) send(ctx context.Context, rep *Report, envs []*spool.Envelope)
 	}
 	f := faultOf(err)
 	closing := err != nil && f.kind == faultReply
-	if closing && reused && answered(answers, PhaseMail) { // "421 that was enough for one connection" is no trouble
+	if closing && reused && !reached(answers) { // "421 that was enough for one connection" is no trouble
 		return envs, true, nil
 	}
 	taken := 0
@@ -273,14 +273,14 @@ func (a *Attempt) send(ctx context.Context, rep *Report, envs []*spool.Envelope)
 	return open, len(open) > 0, err
 }
 
-// answered tells that every recipient got its answer in that phase.
-func answered(answers []Answer, p Phase) bool {
+// reached tells that the host has judged any recipient, or the message, before it closed the session.
+func reached(answers []Answer) bool {
 	for _, a := range answers {
-		if a.Reply.IsZero() || a.Phase != p {
-			return false
+		if a.Phase > PhaseMail {
+			return true
 		}
 	}
-	return len(answers) > 0
+	return false
 }
 
 // answer turns the reply for one recipient into its result.

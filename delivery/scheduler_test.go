@@ -408,6 +408,27 @@ func TestServerThatClosesBetweenMessagesIsNoError(t *testing.T) {
 	}
 }
 
+func TestServerThatClosesAtResetIsNoError(t *testing.T) {
+	t.Parallel()
+	mx := (&testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+		switch {
+		case s.Verb == "RSET":
+			return testutil.Act{Reply: "421 4.4.2 bye", Drop: true}
+		case s.Verb == "RCPT" && strings.HasPrefix(s.To, "gone"):
+			return testutil.Act{Reply: "550 5.1.1 unknown"}
+		}
+		return testutil.Act{}
+	}}).Start(t)
+	r := newRig(t, mx.PortNumber(), zone())
+	r.cfg.MaxConnectionsPerSite = 1
+	gone := r.submit(submission{from: "<>", to: []string{"gone@dest.example"}})
+	there := r.submit(submission{from: "<>", to: []string{"there@dest.example"}})
+	r.start()
+	require.Equal(t, spool.Bounced, r.outcome(gone, 0).Result.Outcome)
+	require.Equal(t, spool.Delivered, r.outcome(there, 0).Result.Outcome)
+	require.Zero(t, r.logs.count("site.suspended"))
+}
+
 func TestSiteLimitHolds(t *testing.T) {
 	t.Parallel()
 	open := make(chan struct{})
