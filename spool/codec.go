@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"relayd/internal/mail"
@@ -192,6 +193,7 @@ const (
 	flagEightBit = 1 << iota
 	flagRetHeaders
 	flagKeep
+	flagTags // tags stand before the header
 )
 
 func appendMessage(b []byte, m *Message) []byte {
@@ -204,6 +206,9 @@ func appendMessage(b []byte, m *Message) []byte {
 	}
 	if m.Keep {
 		flags |= flagKeep
+	}
+	if len(m.Tags) > 0 {
+		flags |= flagTags
 	}
 	b = append(b, recordVersion, flags, byte(m.Class))
 	b = putString(b, m.Account)
@@ -223,6 +228,9 @@ func appendMessage(b []byte, m *Message) []byte {
 	b = binary.AppendVarint(b, int64(m.Retry.MaxAge))
 	b = putString(b, m.Credential)
 	b = putString(b, m.ClientIP)
+	if len(m.Tags) > 0 {
+		b = putString(b, strings.Join(m.Tags, "\n")) // no tag holds one
+	}
 	return putString(b, m.Header)
 }
 
@@ -250,6 +258,9 @@ func decodeMessage(id mail.QueueID, record []byte) (*Message, error) {
 	m.Retry.MaxAge = time.Duration(d.varint())
 	m.Credential = d.string()
 	m.ClientIP = d.string()
+	if flags&flagTags != 0 {
+		m.Tags = strings.Split(d.string(), "\n")
+	}
 	m.Header = d.bytes()
 	if m.Class >= classes || m.chunks > maxChunks {
 		d.fail()

@@ -17,7 +17,7 @@ func fullMessage() *Message {
 		ReversePath: mail.MustParsePath("a@example.com"), Header: []byte("Subject: x\r\n"), Size: 1 << 40, EightBit: true,
 		MessageID: "<1@example.com>", Subject: "x", EnvelopeID: "env", RetHeaders: true, AcceptedAt: at,
 		ExpiresAt: at.Add(time.Hour), Retry: RetryPolicy{3, time.Second, 1.5, time.Hour}, Credential: "app",
-		ClientIP: "192.0.2.1", Keep: true, chunks: 7,
+		ClientIP: "192.0.2.1", Tags: []string{"a", "b"}, Keep: true, chunks: 7,
 	}
 }
 

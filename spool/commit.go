@@ -13,10 +13,13 @@ import (
 
 // Commit stores a message, its body and its envelopes durably. The queue wakes up. done holds final results of
 // envelopes in envs that need no attempt (suppressed at the door): they settle in the same transaction. When Commit
-// returns an error nothing of the message is visible; the caller then calls Abort on the body. body may be nil.
-func (s *Store) Commit(ctx context.Context, m *Message, body *BodyWriter, envs []*Envelope, done []Result) error {
+// returns an error nothing of the message is visible; the caller then calls Abort on the body. body may be nil. also is
+// what becomes durable in the same transaction; an error of it is returned wrapped, and nothing is stored.
+func (s *Store) Commit(
+	ctx context.Context, m *Message, body *BodyWriter, envs []*Envelope, done []Result, also ...func(kv.Tx) error,
+) error {
 	start := time.Now()
-	err := s.commit(ctx, m, body, envs, done)
+	err := s.commit(ctx, m, body, envs, done, also)
 	if err != nil {
 		s.metrics.commits.WithLabelValues("error").Inc()
 		return fmt.Errorf("commit message %s: %w", m.ID, err)
@@ -27,7 +30,9 @@ func (s *Store) Commit(ctx context.Context, m *Message, body *BodyWriter, envs [
 	return nil
 }
 
-func (s *Store) commit(ctx context.Context, m *Message, body *BodyWriter, envs []*Envelope, done []Result) error {
+func (s *Store) commit(
+	ctx context.Context, m *Message, body *BodyWriter, envs []*Envelope, done []Result, also []func(kv.Tx) error,
+) error {
 	m.chunks = 0
 	if body != nil {
 		if body.err != nil {
@@ -40,6 +45,11 @@ func (s *Store) commit(ctx context.Context, m *Message, body *BodyWriter, envs [
 		return err
 	}
 	err = s.db.Update(ctx, func(tx kv.Tx) error {
+		for _, fn := range also {
+			if err := fn(tx); err != nil {
+				return err
+			}
+		}
 		if body != nil {
 			if p.stored() {
 				if err := tx.Put(tableBody, bodyKey(m.ID, body.chunks), body.last()); err != nil {
@@ -219,6 +229,12 @@ func accepted(m *Message, envs []*Envelope) event.Event {
 		ev.To = envs[0].To.String()
 	} else {
 		ev.Data = map[string]any{"recipients": len(envs)}
+	}
+	if len(m.Tags) > 0 {
+		if ev.Data == nil {
+			ev.Data = map[string]any{}
+		}
+		ev.Data["tags"] = m.Tags
 	}
 	return ev
 }

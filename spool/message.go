@@ -37,6 +37,7 @@ type Message struct {
 	Retry       RetryPolicy // zero: the queue's default
 	Credential  string      // who submitted it, for queue listings
 	ClientIP    string      //
+	Tags        []string    // of the submitter, for events and listings; at most 16
 	Keep        bool        // settle does not remove it with its last envelope (campaigns remove theirs)
 
 	chunks uint32 // of its body; set by the spool
