@@ -179,9 +179,23 @@ func BenchmarkDepth(b *testing.B) {
 			}
 			path := filepath.Join(b.TempDir(), "spool.db")
 			s, db := openStore(b, path, true)
+			filling := time.Now()
 			fill(b, s, db, depth)
+			figures := map[string]float64{"queued/s": float64(depth) / time.Since(filling).Seconds()}
 			info, err := os.Stat(path)
 			require.NoError(b, err)
+			figures["filebytes/envelope"] = float64(info.Size()) / float64(depth)
+			require.NoError(b, db.Close())
+			opening := time.Now()
+			s, _ = openStore(b, path, true)
+			figures["open-ms"] = milliseconds(opening)
+			stats := time.Now()
+			require.Len(b, s.QueueStats(), 200)
+			figures["stats-ms"] = milliseconds(stats)
+			list := time.Now()
+			_, _, err = s.List(context.Background(), spool.Selector{Reply: "no such text"}, "", 100)
+			require.NoError(b, err)
+			figures["list-ms"] = milliseconds(list)
 			b.ResetTimer()
 			for done := 0; done < b.N; {
 				n, err := settleSome(s, 100)
@@ -189,10 +203,14 @@ func BenchmarkDepth(b *testing.B) {
 				require.Positive(b, n, "the queue ran dry: use a smaller -benchtime")
 				done += n
 			}
-			b.ReportMetric(float64(info.Size())/float64(depth), "filebytes/envelope")
+			for name, v := range figures {
+				b.ReportMetric(v, name)
+			}
 		})
 	}
 }
+
+func milliseconds(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }
 
 // fill queues campaign envelopes, page by page, as fan-out does.
 func fill(b *testing.B, s *spool.Store, db kv.DB, n int) {

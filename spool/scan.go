@@ -15,7 +15,7 @@ import (
 // Bounds of one listing call: envelopes examined in one snapshot, and in all.
 const (
 	scanSlice  = 5_000
-	scanBudget = 100_000
+	scanBudget = 25_000
 	maxPage    = 1_000
 )
 
