@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
+
+	"relayd/internal/mail"
 )
 
 // Kinds of listener.
@@ -58,6 +61,17 @@ type Config struct {
 	WriteTimeout time.Duration `toml:"write_timeout"`
 	// AcceptTimeout bounds the work of storing one message after its end was read. Default 5m.
 	AcceptTimeout time.Duration `toml:"accept_timeout"`
+	// HideClientAddress leaves name and address of submitting clients out of Received; the spool and the log keep them.
+	// Default false.
+	HideClientAddress bool `toml:"hide_client_address"`
+	// ReturnPathHost is the domain of the return paths that relayd issues, which inbound listeners accept. Default: the
+	// host name where there is an inbound listener; without one, none are issued.
+	ReturnPathHost string `toml:"return_path_host"`
+	// OperatorAddress gets the mail for postmaster and abuse that comes in. Default "": it is refused.
+	OperatorAddress string `toml:"operator_address"`
+	// MaxInboundBytes bounds one inbound message, which is held in memory; all of them together may take 16 times as
+	// much. Default 5 MiB.
+	MaxInboundBytes int64 `toml:"max_inbound_bytes"`
 }
 
 // Listener is one [[smtp.listener]].
@@ -89,6 +103,7 @@ func DefaultConfig() Config {
 		MinDataRate:           500,
 		WriteTimeout:          time.Minute,
 		AcceptTimeout:         5 * time.Minute,
+		MaxInboundBytes:       5 << 20,
 	}
 }
 
@@ -106,6 +121,7 @@ func (c Config) Validate() error {
 		}
 	}
 	positive("max_message_bytes", c.MaxMessageBytes)
+	positive("max_inbound_bytes", c.MaxInboundBytes)
 	positive("max_recipients", int64(c.MaxRecipients))
 	positive("max_connections", int64(c.MaxConnections))
 	positive("max_connections_per_ip", int64(c.MaxConnectionsPerIP))
@@ -125,7 +141,22 @@ func (c Config) Validate() error {
 	if c.GreetDelay < 0 || c.GreetDelay > time.Minute {
 		errs = append(errs, fmt.Errorf("smtp.greet_delay: %s is not between 0s and 1m", c.GreetDelay))
 	}
+	if c.ReturnPathHost != "" {
+		if _, err := mail.ParseDomain(c.ReturnPathHost, false); err != nil {
+			errs = append(errs, fmt.Errorf("smtp.return_path_host: %q is not a domain name", c.ReturnPathHost))
+		}
+	}
+	if c.OperatorAddress != "" {
+		if _, err := mail.ParsePath(c.OperatorAddress); err != nil {
+			errs = append(errs, fmt.Errorf("smtp.operator_address: %q is not a mail address", c.OperatorAddress))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// HasInbound tells whether mail can come in.
+func (c Config) HasInbound() bool {
+	return slices.ContainsFunc(c.Listeners, func(l Listener) bool { return l.Kind == Inbound })
 }
 
 func (l Listener) validate() error {

@@ -51,6 +51,7 @@ type App struct {
 	events    *event.Log
 	spool     *spool.Store
 	accounts  *account.Store
+	quota     *account.Quota
 	keys      *dkim.Keyring
 	list      *suppression.List
 	resolver  *resolver.Resolver
@@ -136,14 +137,19 @@ func (a *App) configureDomains() error {
 	return nil
 }
 
-func (a *App) buildDoors(context.Context) (err error) {
+func (a *App) buildDoors(ctx context.Context) (err error) {
 	if a.resolver, err = resolver.New(a.cfg.DNS, resolver.Deps{Metrics: a.metrics}); err != nil {
 		return fmt.Errorf("set up DNS: %w", err)
 	}
 	cfg := intake.DefaultConfig()
 	cfg.MaxAge = a.cfg.Delivery.Retry.MaxAge
+	cfg.HideClient = a.cfg.SMTP.HideClientAddress
+	if a.quota, err = account.OpenQuota(ctx, a.db, a.cfg.Quota, nil); err != nil {
+		return err
+	}
 	a.intake, err = intake.New(cfg, intake.Deps{
-		Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Hostname: a.cfg.Hostname,
+		DB: a.db, Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Quota: quota{a.quota},
+		Hostname: a.cfg.Hostname, Log: a.log,
 	})
 	return err
 }

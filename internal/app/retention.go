@@ -16,7 +16,11 @@ func (a *App) keepRetention(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
-		for _, purge := range []func(context.Context, time.Time, int) (int, error){a.spool.Purge, a.events.Purge} {
+		for _, purge := range []func(context.Context, time.Time, int) (int, error){
+			a.spool.Purge, a.events.Purge,
+			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.intake.PurgeKeys(ctx, most) },
+			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.quota.Purge(ctx, most) },
+		} {
 			for {
 				n, err := purge(ctx, time.Now().Add(-retention), purgeSlice)
 				if err != nil && ctx.Err() == nil {

@@ -14,6 +14,7 @@ import (
 	"relayd/admin"
 	"relayd/campaign"
 	"relayd/delivery"
+	"relayd/internal/account"
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
 	"relayd/smtpd"
@@ -30,6 +31,8 @@ type Config struct {
 	Log Log `toml:"log"`
 	// SMTP is the front door.
 	SMTP smtpd.Config `toml:"smtp"`
+	// Quota bounds what accounts and credentials may hand in.
+	Quota account.QuotaConfig `toml:"quota"`
 	// TLS is the certificate of the SMTP listeners. Read again on SIGHUP.
 	TLS TLS `toml:"tls"`
 	// Admin is the HTTP side.
@@ -217,6 +220,7 @@ func (c *Config) check() []Problem {
 	}
 	out = append(out, c.checkDomains()...)
 	out = append(out, split("smtp", c.SMTP.Validate())...)
+	out = append(out, split("quota", c.Quota.Validate())...)
 	out = append(out, split("admin", c.Admin.Validate())...)
 	out = append(out, split("campaign", c.Campaign.Validate())...)
 	out = append(out, split("dns", c.DNS.Validate())...)

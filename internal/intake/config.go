@@ -14,6 +14,8 @@ type Config struct {
 	MaxHeaderBytes int `toml:"-"`
 	// MaxHops bounds the Received fields of a message; more are a loop (RFC 5321 section 6.3). Default 50.
 	MaxHops int `toml:"-"`
+	// HideClient leaves name and address of the client out of Received. Default false.
+	HideClient bool `toml:"-"`
 }
 
 // DefaultConfig returns the defaults.

@@ -40,6 +40,9 @@ func (t *taking) newHeader(raw []byte) (*header, error) {
 	if err := h.checkSenders(); err != nil {
 		return nil, err
 	}
+	if err := h.readControls(); err != nil {
+		return nil, err
+	}
 	return h, h.rewrite()
 }
 
@@ -186,12 +189,13 @@ func (h *header) ours(f mail.Field) bool {
 }
 
 // appendReceived writes the trace field (RFC 5321 section 4.4). It names a recipient only where there is one: the others
-// may be hidden from each other.
+// may be hidden from each other. Where the client is to be hidden, its name and address stand in the spool and in the log
+// only.
 func (h *header) appendReceived(b []byte) []byte {
 	t := h.taking
 	tr := t.sub.Trace
 	b = append(b, "Received:"...)
-	if tr.Helo != "" || tr.ClientIP != "" {
+	if !t.in.cfg.HideClient && (tr.Helo != "" || tr.ClientIP != "") {
 		b = append(append(b, " from "...), atom(tr.Helo)...)
 		if ip, err := netip.ParseAddr(tr.ClientIP); err == nil {
 			b = append(append(append(b, " ("...), literal(ip)...), ')')
@@ -275,7 +279,11 @@ func (h *header) sign(bodyHash [32]byte) error {
 func (h *header) keys() ([]*dkim.Key, error) {
 	in, name := h.taking.in, h.from.path.Domain
 	if h.taking.sub.Internal {
-		return in.ownKeys(name), nil
+		keys := in.ownKeys(name)
+		if len(keys) == 0 {
+			in.deps.Log.Warn("message.unsigned", "queue_id", h.taking.id.String(), "domain", name)
+		}
+		return keys, nil
 	}
 	d, known := in.deps.Domains.Domain(name)
 	if !known { // gone since it was checked

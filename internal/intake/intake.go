@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"relayd/dkim"
@@ -30,13 +31,30 @@ type Suppression interface {
 	CheckManyTx(tx kv.Tx, account string, to []mail.Path, broadcast bool) ([]*suppression.Entry, error)
 }
 
+// Quota bounds what an account and a credential may send: a thin layer over account.Quota.
+type Quota interface {
+	// Check tells whether anything at all may be sent now.
+	Check(account, credential string) error
+	// Reserve takes n recipients, or refuses with a temporary *mail.Error.
+	Reserve(account, credential string, n int) (Reservation, error)
+}
+
+// Reservation is what one message took of a quota.
+type Reservation interface {
+	PutTx(tx kv.Tx) error // makes it durable with the message
+	Release()             // the message was not stored
+}
+
 // Deps are what an Intake works with.
 type Deps struct {
+	DB          kv.DB // of the spool; needed by PurgeKeys
 	Spool       *spool.Store
 	Keys        Keyring
 	Domains     DomainBook
 	Suppression Suppression
+	Quota       Quota            // nil: none
 	Hostname    string           // in Received and Message-ID
+	Log         *slog.Logger     // nil: no log
 	Now         func() time.Time // nil: time.Now
 }
 
@@ -57,33 +75,46 @@ func New(cfg Config, deps Deps) (*Intake, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
+	if deps.Log == nil {
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
 	return &Intake{cfg, deps}, nil
 }
 
-// Accept stores a message durably, with one envelope for each recipient, and returns its queue ID. A refusal is a
-// *mail.Error; any other error is temporary, and nothing is stored.
+// Accept takes a message over: nil means that it is on stable storage, and returns its queue ID. A message that repeats
+// an idempotency key gets the ID of the first one, and nothing is stored. A refusal is a *mail.Error; any other error is
+// temporary, and nothing is stored.
 func (in *Intake) Accept(ctx context.Context, s *Submission) (mail.QueueID, error) {
 	t, err := in.begin(s)
 	if err != nil {
 		return mail.QueueID{}, err
 	}
 	body := in.deps.Spool.NewBody(ctx, t.id)
+	if err := t.store(ctx, body); err != nil {
+		body.Abort()
+		t.release()
+		if was, ok := errors.AsType[errRepeated](err); ok {
+			return was.id, nil
+		}
+		return mail.QueueID{}, err
+	}
+	return t.id, nil
+}
+
+func (t *taking) store(ctx context.Context, body *spool.BodyWriter) error {
 	m, err := t.read(body)
 	if err != nil {
-		body.Abort()
-		return mail.QueueID{}, err
+		return err
 	}
 	envs := t.envelopes()
 	done, err := t.suppress(ctx, envs)
 	if err != nil {
-		body.Abort()
-		return mail.QueueID{}, err
+		return err
 	}
-	if err := in.deps.Spool.Commit(ctx, m, body, envs, done); err != nil {
-		body.Abort()
-		return mail.QueueID{}, fmt.Errorf("commit message %s: %w", t.id, err)
+	if err := t.in.deps.Spool.Commit(ctx, m, body, envs, done, t.company()...); err != nil {
+		return fmt.Errorf("commit message %s: %w", t.id, err)
 	}
-	return t.id, nil
+	return nil
 }
 
 // maxPrepared bounds the body of a prepared message: it becomes one value of the store.
@@ -110,7 +141,11 @@ func (in *Intake) Prepare(_ context.Context, s *Submission) (*Prepared, error) {
 	}
 	var body memoryBody
 	m, err := t.read(&body)
+	if err == nil && t.key != "" {
+		err = refuse(554, 6, 0, "X-Relay-Idempotency-Key is for SMTP: give the key with the request")
+	}
 	if err != nil {
+		t.release()
 		return nil, err
 	}
 	return &Prepared{ID: t.id, in: in, taking: t, message: m, body: body}, nil
@@ -123,8 +158,16 @@ func (p *Prepared) PutTx(tx kv.Tx) (err error) {
 	if err != nil {
 		return fmt.Errorf("put message %s: %w", p.ID, err)
 	}
+	for _, fn := range p.taking.company() {
+		if err := fn(tx); err != nil {
+			return fmt.Errorf("put message %s: %w", p.ID, err)
+		}
+	}
 	return p.in.deps.Spool.PutTx(tx, p.message, p.body, p.envs, p.done)
 }
+
+// Drop gives back what the message took of its sender's quota. Call it when it will not be stored.
+func (p *Prepared) Drop() { p.taking.release() }
 
 // Added wakes the queues. Call it after the transaction is durable.
 func (p *Prepared) Added() { p.in.deps.Spool.Added(p.envs, p.done) }

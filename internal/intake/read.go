@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"relayd/dkim"
+	"relayd/internal/kv"
 	"relayd/internal/mail"
 	"relayd/internal/suppression"
 	"relayd/spool"
@@ -30,12 +32,18 @@ type taking struct {
 	now     time.Time
 	account string
 	stream  string
+	tags    []string
+	sendAt  time.Time
+	ttl     time.Duration // 0 for none
+	controls
+	quota Reservation // nil for our own mail
 
 	lines  lineChecker
 	raw    []byte // header section as it came, until its end
 	header *header
 	body   bodyWriter
 	hash   *dkim.BodyHasher
+	sum    [32]byte // of the body
 	bits   eightBits
 }
 
@@ -43,6 +51,7 @@ type taking struct {
 func (in *Intake) begin(s *Submission) (*taking, error) {
 	now := in.deps.Now()
 	t := &taking{in: in, sub: s, id: mail.NewQueueID(now), now: now, account: s.Account, stream: s.Stream}
+	t.tags, t.sendAt = slices.Clone(s.Tags), s.SendAt
 	if t.account == "" {
 		t.account = "default"
 	}
@@ -66,7 +75,34 @@ func (in *Intake) begin(s *Submission) (*taking, error) {
 	if s.ReversePath.IsNull() {
 		return nil, refuse(550, 7, 1, "The null reverse-path is not for submission")
 	}
-	return t, in.checkDomain(t.account, s.Domains, s.ReversePath.Domain, "Sender domain")
+	if err := in.checkDomain(t.account, s.Domains, s.ReversePath.Domain, "Sender domain"); err != nil {
+		return nil, err
+	}
+	if in.deps.Quota != nil {
+		var err error
+		if t.quota, err = in.deps.Quota.Reserve(t.account, s.Credential, len(s.Recipients)); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// release gives back what the message took of the quota: it was not stored.
+func (t *taking) release() {
+	if t.quota != nil {
+		t.quota.Release()
+	}
+}
+
+// company is what becomes durable with the message.
+func (t *taking) company() (also []func(kv.Tx) error) {
+	if t.key != "" { // first: it refuses
+		also = append(also, t.claimKey())
+	}
+	if t.quota != nil {
+		also = append(also, t.quota.PutTx)
+	}
+	return also
 }
 
 func isStream(s string) bool {
@@ -91,7 +127,8 @@ func (t *taking) read(body bodyWriter) (*spool.Message, error) {
 	if err := t.finish(); err != nil {
 		return nil, err
 	}
-	if err := t.header.sign(t.hash.Sum()); err != nil {
+	t.sum = t.hash.Sum()
+	if err := t.header.sign(t.sum); err != nil {
 		return nil, err
 	}
 	return t.message(), nil
@@ -163,6 +200,7 @@ func (t *taking) finish() (err error) {
 // message is the record of what was read.
 func (t *taking) message() *spool.Message {
 	h := t.header
+	_, expires := t.times()
 	return &spool.Message{
 		ID:          t.id,
 		Account:     t.account,
@@ -177,9 +215,10 @@ func (t *taking) message() *spool.Message {
 		EnvelopeID:  t.sub.EnvelopeID,
 		RetHeaders:  t.sub.RetHeaders,
 		AcceptedAt:  t.now,
-		ExpiresAt:   t.now.Add(t.in.cfg.MaxAge),
+		ExpiresAt:   expires,
 		Credential:  t.sub.Credential,
 		ClientIP:    t.sub.Trace.ClientIP,
+		Tags:        t.tags,
 	}
 }
 
@@ -187,6 +226,7 @@ func (t *taking) message() *spool.Message {
 func (t *taking) envelopes() []*spool.Envelope {
 	envs := make([]*spool.Envelope, 0, len(t.sub.Recipients))
 	seen := make(map[mail.Path]bool, len(t.sub.Recipients))
+	next, _ := t.times()
 	for _, r := range t.sub.Recipients {
 		if seen[r.To] {
 			continue
@@ -199,7 +239,7 @@ func (t *taking) envelopes() []*spool.Envelope {
 			To:          r.To,
 			Notify:      r.Notify,
 			ORCPT:       r.ORCPT,
-			NextAttempt: t.now,
+			NextAttempt: next,
 		})
 	}
 	return envs

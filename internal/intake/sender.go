@@ -8,7 +8,8 @@ import (
 	"relayd/internal/mail"
 )
 
-// CheckSender tells whether a credential may use a domain as the sender's. A refusal is a *mail.Error. It does no I/O.
+// CheckSender tells whether a credential may use a domain as the sender's, and may send now at all. A refusal is a
+// *mail.Error, a temporary one where a quota is used up. It does no I/O.
 func (in *Intake) CheckSender(c account.Credential, domain string) error {
 	owner := c.Account
 	if owner == "" {
@@ -18,7 +19,13 @@ func (in *Intake) CheckSender(c account.Credential, domain string) error {
 	if len(c.Domains) > 0 {
 		domains = c.Domains
 	}
-	return in.checkDomain(owner, domains, domain, "Sender domain")
+	if err := in.checkDomain(owner, domains, domain, "Sender domain"); err != nil {
+		return err
+	}
+	if in.deps.Quota == nil {
+		return nil
+	}
+	return in.deps.Quota.Check(owner, c.Username)
 }
 
 // checkDomain refuses a domain that is not the account's, or not among domains (nil: all of the account). A domain of

@@ -17,8 +17,11 @@ type Submission struct {
 	Class       spool.Class
 	ReversePath mail.Path // null only for our own DSNs
 	Recipients  []Recipient
-	EnvelopeID  string // ENVID
-	RetHeaders  bool   // RET=HDRS
+	EnvelopeID  string    // ENVID
+	RetHeaders  bool      // RET=HDRS
+	SendAt      time.Time // no attempt before; zero: now. A later X-Relay-Send-At wins
+	ExpiresAt   time.Time // no attempt after; zero: MaxAge after acceptance or SendAt. X-Relay-TTL wins
+	Tags        []string  // as X-Relay-Tags, which adds to them
 	Trace       Trace
 	Internal    bool // our own DSN: no sender check; signed with the key of the From domain or, failing that, of the hostname
 	// Body is the whole message, header first, CRLF line ends only, dots unstuffed. Accept reads it to the end or
