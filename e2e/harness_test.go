@@ -93,9 +93,11 @@ func freePort(t *testing.T) int {
 type relay struct {
 	t    *testing.T
 	dir  string
+	data string // directory
 	dns  *resolvertest.Server
 	conf string
 	env  []string
+	wrap []string // in front of the daemon's command line; it must exec
 
 	submission int // port, starttls
 	implicit   int
@@ -117,6 +119,8 @@ type options struct {
 	retry  string // [delivery.retry] table body
 	deliv  string // keys of [delivery]
 	env    []string
+	data   string   // data directory, if not one of its own
+	wrap   []string // in front of the daemon's command line; it must exec
 }
 
 // newRelay writes a configuration and starts relayd.
@@ -124,7 +128,10 @@ func newRelay(t *testing.T, o options) *relay {
 	t.Helper()
 	r := &relay{
 		t: t, dir: t.TempDir(), submission: freePort(t), implicit: freePort(t), plain: freePort(t), http: freePort(t),
-		mxPort: o.mxPort, env: o.env,
+		mxPort: o.mxPort, env: o.env, wrap: o.wrap, data: o.data,
+	}
+	if r.data == "" {
+		r.data = filepath.Join(r.dir, "data")
 	}
 	var err error
 	r.dns, err = resolvertest.NewServer(nil)
@@ -168,7 +175,7 @@ suspend_max = "1s"
 [delivery.retry]
 %s
 %s
-`, filepath.Join(r.dir, "data"), r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr, o.mxPort, o.deliv, o.retry, o.extra)
+`, r.data, r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr, o.mxPort, o.deliv, o.retry, o.extra)
 	require.NoError(t, os.WriteFile(filepath.Join(r.dir, "relayd.toml"), []byte(r.conf), 0o600))
 	r.start()
 	t.Cleanup(func() {
@@ -205,7 +212,15 @@ func (r *relay) certificate() string {
 // start runs relayd and waits until it is ready.
 func (r *relay) start() {
 	r.t.Helper()
-	cmd := exec.Command(filepath.Join(binDir, "relayd"), "run", "--config", filepath.Join(r.dir, "relayd.toml"))
+	r.launch()
+	r.ready()
+}
+
+// launch runs relayd.
+func (r *relay) launch() {
+	r.t.Helper()
+	line := append(r.wrap[:len(r.wrap):len(r.wrap)], filepath.Join(binDir, "relayd"), "run", "--config", filepath.Join(r.dir, "relayd.toml"))
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), r.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	buf := &bytes.Buffer{}
@@ -217,6 +232,12 @@ func (r *relay) start() {
 	r.mu.Lock()
 	r.cmd, r.log, r.end = cmd, buf, end
 	r.mu.Unlock()
+}
+
+// ready waits until the admin socket answers.
+func (r *relay) ready() {
+	r.t.Helper()
+	end := r.end
 	wait(r.t, "relayd to be ready", 20*time.Second, func() bool {
 		select {
 		case <-end:
@@ -274,7 +295,7 @@ func (r *relay) stop() {
 	}
 }
 
-func (r *relay) socket() string { return filepath.Join(r.dir, "data", "admin.sock") }
+func (r *relay) socket() string { return filepath.Join(r.data, "admin.sock") }
 
 func (r *relay) client() *api.Client { return api.NewUnixClient(r.socket()) }
 
