@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -80,13 +81,23 @@ func pause() {
 	<-c
 }
 
-// freePort returns a loopback port that was free a moment ago.
+var nextPort atomic.Int32
+
+// freePort returns a loopback port that nobody has and nobody gets by chance while relayd is down between two runs: it
+// lies below the range from which the kernel takes local ports.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	nextPort.CompareAndSwap(0, int32(12000+os.Getpid()%12000)) //nolint:gosec // small
+	for range 2000 {
+		port := int(nextPort.Add(1))
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+		if err == nil {
+			_ = l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
 }
 
 // relay is one relayd process with its directory, its DNS and its doors.

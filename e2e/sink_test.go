@@ -31,6 +31,7 @@ type sink struct {
 	onRcpt func(from, to string) error
 	onData func(from string, to []string, data []byte) error
 	users  map[string]string // AUTH is asked for when there are any
+	light  bool              // keeps no bodies
 
 	mu   sync.Mutex
 	got  []delivery
@@ -148,6 +149,9 @@ func (s *sinkSession) Data(r io.Reader) error {
 		if err := s.sink.onData(s.from, s.to, data); err != nil {
 			return err
 		}
+	}
+	if s.sink.light {
+		data = nil
 	}
 	s.sink.mu.Lock()
 	defer s.sink.mu.Unlock()
