@@ -14,6 +14,10 @@ import (
 // reading the old one.
 const recordVersion = 1
 
+// messageVersion2 is a message record with a flag that a program that knows only version 1 must not pass over: it would
+// send in clear what must not be. Messages without such a flag are written as version 1.
+const messageVersion2 = 2
+
 // Every record is a version byte and its fields in order: integers as varints, strings behind their length, times as
 // eight bytes of nanoseconds since 1970. Encoders append; a decoder reads fields until the first error, which it keeps.
 
@@ -66,12 +70,15 @@ type decoder struct {
 	err error
 }
 
-// decode begins a record: it copies it and checks the version.
-func decode(kind string, record []byte) *decoder {
+// decode begins a record of version 1: it copies it and checks the version.
+func decode(kind string, record []byte) *decoder { return decodeUpTo(kind, record, recordVersion) }
+
+// decodeUpTo begins a record of any version up to newest.
+func decodeUpTo(kind string, record []byte, newest byte) *decoder {
 	d := &decoder{s: string(record)}
 	switch v := d.byte(); {
 	case d.err != nil:
-	case v != recordVersion:
+	case v < recordVersion || v > newest:
 		d.err = fmt.Errorf("%s record: %w: %d", kind, ErrVersion, v)
 	}
 	return d
@@ -194,6 +201,8 @@ const (
 	flagRetHeaders
 	flagKeep
 	flagTags // tags stand before the header
+	flagUTF8 // from here on: version 2
+	flagRequireTLS
 )
 
 func appendMessage(b []byte, m *Message) []byte {
@@ -210,7 +219,17 @@ func appendMessage(b []byte, m *Message) []byte {
 	if len(m.Tags) > 0 {
 		flags |= flagTags
 	}
-	b = append(b, recordVersion, flags, byte(m.Class))
+	if m.UTF8 {
+		flags |= flagUTF8
+	}
+	if m.RequireTLS {
+		flags |= flagRequireTLS
+	}
+	version := byte(recordVersion)
+	if flags >= flagUTF8 {
+		version = messageVersion2
+	}
+	b = append(b, version, flags, byte(m.Class))
 	b = putString(b, m.Account)
 	b = putString(b, m.Stream)
 	b = putString(b, m.Campaign)
@@ -235,10 +254,11 @@ func appendMessage(b []byte, m *Message) []byte {
 }
 
 func decodeMessage(id mail.QueueID, record []byte) (*Message, error) {
-	d := decode("message", record)
+	d := decodeUpTo("message", record, messageVersion2)
 	flags := d.byte()
 	m := &Message{
 		ID: id, EightBit: flags&flagEightBit != 0, RetHeaders: flags&flagRetHeaders != 0, Keep: flags&flagKeep != 0,
+		UTF8: flags&flagUTF8 != 0, RequireTLS: flags&flagRequireTLS != 0,
 		Class: Class(d.byte()),
 	}
 	m.Account = d.string()

@@ -18,6 +18,7 @@ func fullMessage() *Message {
 		MessageID: "<1@example.com>", Subject: "x", EnvelopeID: "env", RetHeaders: true, AcceptedAt: at,
 		ExpiresAt: at.Add(time.Hour), Retry: RetryPolicy{3, time.Second, 1.5, time.Hour}, Credential: "app",
 		ClientIP: "192.0.2.1", Tags: []string{"a", "b"}, Keep: true, chunks: 7,
+		UTF8: true, RequireTLS: true,
 	}
 }
 
@@ -43,7 +44,11 @@ func fullOutcome() *OutcomeRecord {
 
 func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
-	for _, m := range []*Message{fullMessage(), {ID: mail.NewQueueID(time.Now())}} {
+	old := fullMessage() // as the program wrote it that knew no version 2
+	old.UTF8, old.RequireTLS = false, false
+	require.EqualValues(t, recordVersion, appendMessage(nil, old)[0])
+	require.EqualValues(t, messageVersion2, appendMessage(nil, fullMessage())[0])
+	for _, m := range []*Message{fullMessage(), old, {ID: mail.NewQueueID(time.Now())}} {
 		got, err := decodeMessage(m.ID, appendMessage(nil, m))
 		require.NoError(t, err)
 		require.Equal(t, m, got)
@@ -116,7 +121,7 @@ func TestBrokenRecordsAreNamedErrors(t *testing.T) {
 		}
 		require.ErrorIs(t, decode(append(record[:len(record):len(record)], 0)), ErrCorrupt, "%s with a byte more", kind)
 		newer := append([]byte(nil), record...)
-		newer[0] = recordVersion + 1
+		newer[0] = messageVersion2 + 1
 		require.ErrorIs(t, decode(newer), ErrVersion, kind)
 	}
 }

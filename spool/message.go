@@ -28,6 +28,8 @@ type Message struct {
 	Header      []byte      // complete header section as it leaves, signatures first, CRLF, without the empty line; nil for a campaign
 	Size        int64       // octets of header, empty line and body as they leave; 0 for a campaign
 	EightBit    bool        // body has octets above 127: needs 8BITMIME
+	UTF8        bool        // header has UTF-8: needs SMTPUTF8 (RFC 6531)
+	RequireTLS  bool        // never in clear, and only to hosts that keep it so (RFC 8689)
 	MessageID   string      // with angle brackets; "" for a campaign
 	Subject     string      // decoded and cleaned, at most 200 bytes, for listings
 	EnvelopeID  string      // ENVID of RFC 3461, "" for none

@@ -59,6 +59,8 @@ type Bolt struct {
 	closed  bool
 	failed  error // sticky: wraps ErrStorageFailed
 
+	ends map[Table][]byte // of the committer: see pack
+
 	wake      chan struct{}
 	done      chan struct{} // closed when the committer has ended
 	closeOnce sync.Once
@@ -76,7 +78,7 @@ func OpenBolt(path string, opts BoltOptions) (b *Bolt, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, err)
 	}
-	b = &Bolt{db: db, metrics: opts.Metrics, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	b = &Bolt{db: db, metrics: opts.Metrics, ends: map[Table][]byte{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go b.run()
 	return b, nil
 }
@@ -260,20 +262,29 @@ type boltTx struct {
 type openBucket struct {
 	table  Table
 	bucket *bolt.Bucket
-	last   []byte // key at the end of the table before the first Put
-	puts   bool
-	inside bool // a Put went before last
+	first  []byte // lowest and highest key that was put
+	last   []byte
 }
 
 // dense is how full pages are made where a transaction only appends to a table: nothing will be inserted into them
 // later. Elsewhere bbolt's half leaves room.
 const dense = 0.9
 
-// pack tells bbolt how full to make the new pages of each table.
-func (t *boltTx) pack() {
+// pack tells bbolt how full to make the new pages of each table. ends holds the highest key that was ever put into each
+// table since the store was opened, and is brought up to date. (bbolt's own Cursor.Last would tell the true end, but it
+// never returns in a transaction that has emptied the table.)
+func (t *boltTx) pack(ends map[Table][]byte) {
 	for i := range t.buckets {
-		if b := &t.buckets[i]; b.puts && !b.inside {
+		b := &t.buckets[i]
+		if b.first == nil {
+			continue
+		}
+		end, known := ends[b.table]
+		if known && bytes.Compare(b.first, end) > 0 {
 			b.bucket.FillPercent = dense
+		}
+		if bytes.Compare(b.last, end) > 0 {
+			ends[b.table] = append(end[:0], b.last...)
 		}
 	}
 }
@@ -335,12 +346,12 @@ func (t *boltTx) Put(table Table, key, value []byte) error {
 	if err != nil {
 		return err
 	}
-	if !b.puts {
-		b.puts = true
-		last, _ := b.bucket.Cursor().Last()
-		b.last = bytes.Clone(last)
+	if b.first == nil || bytes.Compare(key, b.first) < 0 {
+		b.first = append(b.first[:0], key...)
 	}
-	b.inside = b.inside || bytes.Compare(key, b.last) <= 0
+	if bytes.Compare(key, b.last) > 0 {
+		b.last = append(b.last[:0], key...)
+	}
 	if value == nil {
 		value = []byte{} // stored as such: Get tells it from a missing key
 	}

@@ -145,7 +145,7 @@ func (b *Bolt) commit(batch []*call) (rest []*call) {
 			answer(ran, nil)
 			return rest
 		}
-		t.pack()
+		t.pack(b.ends)
 		if err = protect(tx.Commit); err != nil {
 			b.rollback(tx)
 			err = b.failure(err)

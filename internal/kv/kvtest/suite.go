@@ -26,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) kv.DB) {
 		"scan_is_ordered_and_bounded":                 scanOrder,
 		"scan_stops_when_told_or_on_error":            scanStop,
 		"writes_are_seen_by_later_reads_of_their_tx":  ownWrites,
+		"a_table_can_be_emptied_and_filled_in_one_tx": emptied,
 		"view_is_a_snapshot":                          snapshot,
 		"failing_update_leaves_nothing":               failing,
 		"failing_update_harms_no_other":               isolation,
@@ -206,6 +207,39 @@ func ownWrites(t *testing.T, f *fixture) {
 		require.Equal(t, []string{"a", "b"}, got)
 		return nil
 	})
+}
+
+func emptied(t *testing.T, f *fixture) {
+	const n = 1000 // several pages
+	key := func(i int) []byte { return fmt.Appendf(nil, "%05d", i) }
+	for range 3 {
+		f.update(t, func(tx kv.Tx) error {
+			for i := range n {
+				if err := tx.Put(table, key(i), []byte("some value to fill the page")); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		f.update(t, func(tx kv.Tx) error {
+			for i := range n {
+				if err := tx.Delete(table, key(i)); err != nil {
+					return err
+				}
+			}
+			got, err := keys(tx, nil, nil)
+			require.NoError(t, err)
+			require.Empty(t, got)
+			v, err := tx.Get(table, key(7))
+			require.NoError(t, err)
+			require.Nil(t, v)
+			require.NoError(t, tx.Put(table, []byte("x"), nil))
+			got, err = keys(tx, []byte("00500"), nil)
+			require.Equal(t, []string{"x"}, got)
+			return err
+		})
+		f.update(t, func(tx kv.Tx) error { return tx.Delete(table, []byte("x")) })
+	}
 }
 
 func snapshot(t *testing.T, f *fixture) {
