@@ -5,32 +5,44 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+	"unicode/utf8"
 
 	"relayd/internal/mail"
 )
 
 // Limits of one command line with its CRLF: RFC 5321 section 4.5.3.1.4 and what the extensions add to it, SIZE
-// (RFC 1870 section 3) 26, BODY (RFC 6152) 17, AUTH (RFC 4954 section 5) 500, DSN (RFC 3461 section 5) 100 and 500.
+// (RFC 1870 section 3) 26, BODY (RFC 6152) 17, AUTH (RFC 4954 section 5) 500, DSN (RFC 3461 section 5) 100 and 500,
+// SMTPUTF8 (RFC 6531 section 3.4) 10, REQUIRETLS (RFC 8689) 11, FUTURERELEASE (RFC 4865 section 4) 34.
 const (
 	maxCommand = 512
-	maxMail    = maxCommand + 26 + 17 + 500 + 100 + 9
+	maxMail    = maxCommand + 26 + 17 + 500 + 100 + 9 + 10 + 11 + 34
 	maxRcpt    = maxCommand + 500
 	maxEnvID   = 100
 	maxORCPT   = 500
 )
 
+// MaxHold bounds HOLDFOR and HOLDUNTIL (RFC 4865).
+const MaxHold = 30 * 24 * time.Hour
+
 // command is one command line: the verb in upper case, and what stands behind the first blank.
 type command struct{ verb, arg string }
 
-// parseCommand splits a line. Arguments hold printable ASCII only: relayd does not offer SMTPUTF8 (RFC 6531).
+// parseCommand splits a line. Arguments hold printable ASCII only, but for the paths of MAIL and RCPT, which may hold
+// UTF-8 where SMTPUTF8 is said (RFC 6531 section 3.3): mail.ParsePath and the session look at them.
 func parseCommand(line []byte) (command, *mail.Error) {
+	eight := false
 	for _, c := range line {
-		if c < ' ' || c > '~' {
-			return command{}, refuse(500, 5, 2, "Command has a character that is not printable ASCII")
+		if c < ' ' || c == 0x7f {
+			return command{}, refuse(500, 5, 2, "Command has a control character")
 		}
+		eight = eight || c >= 0x80
 	}
 	verb, arg, _ := bytes.Cut(line, []byte{' '})
 	c := command{strings.ToUpper(string(verb)), string(bytes.TrimRight(arg, " "))}
+	if eight && (c.verb != "MAIL" && c.verb != "RCPT" || !utf8.Valid(line)) {
+		return command{}, refuse(500, 5, 2, "Command has a character that is not printable ASCII")
+	}
 	most := maxCommand
 	switch c.verb {
 	case "MAIL":
@@ -80,6 +92,10 @@ type mailArgs struct {
 	size       int64     // 0 for none
 	envID      string    // as given, xtext
 	retHeaders bool
+	utf8       bool          // SMTPUTF8
+	requireTLS bool          // REQUIRETLS
+	holdFor    time.Duration // HOLDFOR, 0 for none
+	holdUntil  time.Time     // HOLDUNTIL, zero for none
 }
 
 // parseMail reads "FROM:<path> parameters".
@@ -96,7 +112,28 @@ func parseMail(arg string) (mailArgs, *mail.Error) {
 		}
 		m.from = p
 	}
-	return m, eachParam(params, m.param)
+	if !isASCII(params) {
+		return m, refuse(501, 5, 4, "Parameter has a character that is not printable ASCII")
+	}
+	if err := eachParam(params, m.param); err != nil {
+		return m, err
+	}
+	switch {
+	case !m.utf8 && !isASCII(path):
+		return m, refuse(553, 6, 7, "Addresses outside ASCII need SMTPUTF8")
+	case m.holdFor > 0 && !m.holdUntil.IsZero(): // RFC 4865 section 4.1
+		return m, refuse(501, 5, 4, "HOLDFOR and HOLDUNTIL exclude each other")
+	}
+	return m, nil
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
 }
 
 func (m *mailArgs) param(key, value string) *mail.Error {
@@ -131,6 +168,28 @@ func (m *mailArgs) param(key, value string) *mail.Error {
 		if !isXtext(value) {
 			return refuse(501, 5, 4, "AUTH is not xtext")
 		}
+	case "SMTPUTF8": // RFC 6531 section 3.4
+		if value != "" {
+			return refuse(501, 5, 4, "SMTPUTF8 has no value")
+		}
+		m.utf8 = true
+	case "REQUIRETLS": // RFC 8689 section 3
+		if value != "" {
+			return refuse(501, 5, 4, "REQUIRETLS has no value")
+		}
+		m.requireTLS = true
+	case "HOLDFOR": // RFC 4865 section 4.1: at most 9 digits
+		n, err := strconv.ParseUint(value, 10, 32)
+		if err != nil || n == 0 || len(value) > 9 || time.Duration(n)*time.Second > MaxHold {
+			return refuse(501, 5, 4, "HOLDFOR is not a number of seconds from 1 to "+strconv.Itoa(int(MaxHold/time.Second)))
+		}
+		m.holdFor = time.Duration(n) * time.Second
+	case "HOLDUNTIL":
+		at, err := time.Parse(time.RFC3339, strings.ToUpper(value))
+		if err != nil {
+			return refuse(501, 5, 4, "HOLDUNTIL is not a time like 2026-11-20T12:00:00Z")
+		}
+		m.holdUntil = at.UTC()
 	default:
 		return refuse(555, 5, 4, "MAIL parameter is not known here")
 	}
@@ -156,6 +215,9 @@ func parseRcpt(arg string) (rcptArgs, *mail.Error) {
 		return r, mail.Refuse(501, mail.Status{Class: 5, Subject: 1, Detail: 3}, "Forward-path is not a mail address", perr)
 	}
 	r.to = p
+	if !isASCII(params) {
+		return r, refuse(501, 5, 4, "Parameter has a character that is not printable ASCII")
+	}
 	return r, eachParam(params, r.param)
 }
 

@@ -54,8 +54,8 @@ func (p submissionPolicy) mayMail(s *session, m mailArgs) *mail.Error {
 	return asError(p.senders.CheckSender(*s.cred, m.from.Domain))
 }
 
-func (submissionPolicy) mayRcpt(_ *session, r rcptArgs) *mail.Error {
-	return asError(intake.CheckRecipient(r.to))
+func (submissionPolicy) mayRcpt(s *session, r rcptArgs) *mail.Error {
+	return asError(intake.CheckRecipient(r.to, s.tx.mail.utf8))
 }
 
 func asError(err error) *mail.Error {

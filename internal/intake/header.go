@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"relayd/dkim"
 	"relayd/internal/mail"
@@ -20,6 +21,7 @@ type header struct {
 	out       []byte // as it leaves, CRLF, without the empty line; signatures first once sign was called
 	messageID string
 	subject   string
+	utf8      bool // a field holds UTF-8
 }
 
 // once are the fields that a message has at most once (RFC 5322 section 3.6). Receivers differ in which of two they show.
@@ -46,7 +48,7 @@ func (t *taking) newHeader(raw []byte) (*header, error) {
 	return h, h.rewrite()
 }
 
-// parse splits the section into fields, of printable ASCII, blanks and tabs only.
+// parse splits the section into fields, of printable ASCII, blanks and tabs only, and with SMTPUTF8 of UTF-8.
 func (h *header) parse(raw []byte) error {
 	fields, err := mail.ParseHeader(raw)
 	if err != nil {
@@ -54,7 +56,7 @@ func (h *header) parse(raw []byte) error {
 		return mail.Refuse(554, mail.Status{Class: 5, Subject: 6}, "Bad header: "+text+"; an empty line ends the header", err)
 	}
 	for _, f := range fields {
-		if err := checkField(f); err != nil {
+		if err := h.checkField(f); err != nil {
 			return err
 		}
 	}
@@ -62,18 +64,25 @@ func (h *header) parse(raw []byte) error {
 	return nil
 }
 
-func checkField(f mail.Field) error {
+func (h *header) checkField(f mail.Field) error {
 	if len(f.Raw) <= len(f.Name) || f.Raw[len(f.Name)] != ':' { // obsolete blank: some readers do not see the field
 		return refuse(554, 6, 0, "Header field "+clean(f.Name)+" has a blank before its colon")
 	}
+	eight := false
 	for _, c := range f.Raw {
 		switch {
-		case c >= 0x80:
+		case c >= 0x80 && !h.taking.sub.UTF8:
 			return refuse(554, 6, 9, "Header field "+clean(f.Name)+" is not ASCII: use encoded words (RFC 2047)")
+		case c >= 0x80:
+			eight = true
 		case c == 0x7f, c < ' ' && c != '\t' && c != '\r' && c != '\n':
 			return refuse(554, 6, 0, "Header field "+clean(f.Name)+" has a control character")
 		}
 	}
+	if eight && !utf8.Valid(f.Raw) { // RFC 6532 section 3.1
+		return refuse(554, 6, 9, "Header field "+clean(f.Name)+" is not UTF-8")
+	}
+	h.utf8 = h.utf8 || eight
 	for line := range bytes.SplitSeq(f.Raw, []byte("\r\n")) {
 		if len(line) > 0 && len(bytes.Trim(line, " \t")) == 0 { // some readers take it for the end of the header
 			return refuse(554, 6, 0, "Header field "+clean(f.Name)+" has a blank continuation line")

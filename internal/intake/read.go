@@ -65,7 +65,7 @@ func (in *Intake) begin(s *Submission) (*taking, error) {
 		return nil, refuse(554, 5, 1, "No recipients")
 	}
 	for _, r := range s.Recipients {
-		if err := CheckRecipient(r.To); err != nil {
+		if err := CheckRecipient(r.To, s.UTF8); err != nil {
 			return nil, err
 		}
 	}
@@ -210,6 +210,8 @@ func (t *taking) message() *spool.Message {
 		Header:      h.out,
 		Size:        int64(len(h.out)) + 2 + t.body.Size(),
 		EightBit:    bool(t.bits),
+		UTF8:        h.utf8,
+		RequireTLS:  t.sub.RequireTLS,
 		MessageID:   h.messageID,
 		Subject:     h.subject,
 		EnvelopeID:  t.sub.EnvelopeID,

@@ -46,8 +46,8 @@ func errNotRegistered(what, domain string) *mail.Error {
 }
 
 // CheckRecipient tells whether mail to that address can be taken at all: destinations are domains, since queues, limits
-// and routes are by domain. A refusal is a *mail.Error.
-func CheckRecipient(to mail.Path) error {
+// and routes are by domain. utf8 tells that the client said SMTPUTF8. A refusal is a *mail.Error.
+func CheckRecipient(to mail.Path, utf8 bool) error {
 	switch {
 	case to.IsNull():
 		return refuse(501, 1, 3, "Recipient is not a mail address")
@@ -55,8 +55,8 @@ func CheckRecipient(to mail.Path) error {
 		return refuse(550, 1, 2, "Recipients at address literals are not accepted")
 	case !strings.Contains(to.Domain, "."):
 		return refuse(550, 1, 2, "Recipient domain is not fully qualified")
-	case to.NeedsUTF8():
-		return refuse(553, 6, 7, "Recipients outside ASCII need SMTPUTF8, which is not offered")
+	case to.NeedsUTF8() && !utf8:
+		return refuse(553, 6, 7, "Recipients outside ASCII need SMTPUTF8")
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ type Submission struct {
 	Recipients  []Recipient
 	EnvelopeID  string    // ENVID
 	RetHeaders  bool      // RET=HDRS
+	UTF8        bool      // SMTPUTF8: addresses and header fields may hold UTF-8 (RFC 6531)
+	RequireTLS  bool      // REQUIRETLS (RFC 8689)
 	SendAt      time.Time // no attempt before; zero: now. A later X-Relay-Send-At wins
 	ExpiresAt   time.Time // no attempt after; zero: MaxAge after acceptance or SendAt. X-Relay-TTL wins
 	Tags        []string  // as X-Relay-Tags, which adds to them
