@@ -60,6 +60,7 @@ func (s *Server) acceptOnce(ctx context.Context, o *once, sub *intake.Submission
 		return p.PutTx(tx)
 	})
 	if err != nil {
+		p.Drop()
 		return err
 	}
 	o.recorded = true

@@ -98,6 +98,10 @@ func problemOf(err error) *api.Problem {
 func replyProblem(r mail.Reply) *api.Problem {
 	p := &api.Problem{Status: http.StatusUnprocessableEntity, Code: "message_refused", Detail: sentence(r.Text)}
 	switch st := r.Status; {
+	case r.Temporary() && st.Subject == 7 && r.Code == 452: // a quota of account.Quota
+		p.Status, p.Code = http.StatusTooManyRequests, api.CodeQuotaExceeded
+	case r.Temporary() && st.Subject == 7:
+		p.Status, p.Code = http.StatusTooManyRequests, api.CodeRateLimited
 	case r.Temporary() && (r.Code == 452 || st.Subject == 3 && st.Detail == 1):
 		p.Status, p.Code = http.StatusInsufficientStorage, api.CodeStorageUnavailable
 	case r.Temporary():
@@ -177,7 +181,7 @@ func (s *Server) writeProblem(w http.ResponseWriter, r *http.Request, p *api.Pro
 	switch q.Status {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", `Bearer realm="relayd"`)
-	case http.StatusServiceUnavailable, http.StatusInsufficientStorage:
+	case http.StatusServiceUnavailable, http.StatusInsufficientStorage, http.StatusTooManyRequests:
 		h.Set("Retry-After", "30")
 	case http.StatusRequestEntityTooLarge, http.StatusRequestTimeout:
 		h.Set("Connection", "close")

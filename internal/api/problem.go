@@ -51,6 +51,8 @@ const (
 	CodeCursorMismatch        = "cursor_mismatch"
 	CodeTimeout               = "timeout"
 	CodeStorageUnavailable    = "storage_unavailable"
+	CodeQuotaExceeded         = "quota_exceeded"
+	CodeRateLimited           = "rate_limited"
 	CodeInternal              = "internal"
 )
 

@@ -25,6 +25,7 @@ type DMARC struct {
 	Warnings        []string `json:"warnings,omitempty"`    // in plain words
 
 	psd string // y, n or u
+	np  string // policy of subdomains that do not exist, "" for that of subdomains
 }
 
 // ErrBadDMARC: there is a DMARC record that receivers take no notice of.
@@ -191,6 +192,8 @@ func (d *DMARC) take(name, value string) {
 			d.Policy = lower
 		case name == "sp":
 			d.SubdomainPolicy = lower
+		default:
+			d.np = lower
 		}
 	case "rua", "ruf":
 		for uri := range strings.SplitSeq(value, ",") {
