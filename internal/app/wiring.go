@@ -36,6 +36,9 @@ type gate struct {
 
 // Blocked tells why an envelope is no longer wanted, "" if it is.
 func (g gate) Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (string, error) {
+	if reason := g.campaigns.Blocked(m.Campaign); reason != "" {
+		return reason, nil
+	}
 	entry, err := g.list.Check(ctx, m.Account, e.To, m.Class == spool.Bulk)
 	if err != nil || entry == nil {
 		return "", err
