@@ -164,17 +164,26 @@ func (a *Attempt) fitting(rep *Report, envs []*spool.Envelope) []*spool.Envelope
 		}
 		return nil
 	}
+	if a.bundle.message.RequireTLS {
+		if reply, ok := a.session.keepsTLS(); !ok {
+			a.tls = a.session.TLS
+			for _, e := range envs {
+				a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Failed, Reply: reply, Reason: reasonTLS}, a.session.Name())
+			}
+			return nil
+		}
+	}
 	if a.session.ext.smtpUTF8 {
 		return envs
 	}
 	open := envs[:0:0]
 	for _, e := range envs {
-		if !e.To.NeedsUTF8() && !a.bundle.message.ReversePath.NeedsUTF8() {
+		if !e.To.NeedsUTF8() && !a.bundle.message.UTF8 && !a.bundle.message.ReversePath.NeedsUTF8() {
 			open = append(open, e)
 			continue
 		}
 		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Failed, Reason: reasonUTF8, Reply: mail.Reply{ // RFC 6531 section 3.5
-			Code: 550, Status: mail.Status{Class: 5, Subject: 6, Detail: 7}, Text: "Address needs SMTPUTF8, and the host does not offer it",
+			Code: 550, Status: mail.Status{Class: 5, Subject: 6, Detail: 7}, Text: "Message or address needs SMTPUTF8, and the host does not offer it",
 		}}, a.session.Name())
 	}
 	return open
@@ -184,7 +193,7 @@ func (a *Attempt) transaction(envs []*spool.Envelope) *Transaction {
 	m := a.bundle.message
 	t := &Transaction{
 		From: m.ReversePath, Size: m.Size, EightBit: m.EightBit, EnvelopeID: m.EnvelopeID, RetHeaders: m.RetHeaders,
-		Recipients: make([]Recipient, len(envs)),
+		Recipients: make([]Recipient, len(envs)), UTF8: m.UTF8, RequireTLS: m.RequireTLS,
 	}
 	for i, e := range envs {
 		t.Recipients[i] = Recipient{e.To, e.Notify, e.ORCPT}

@@ -164,6 +164,6 @@ func (n *notifier) compose(ctx context.Context, m *spool.Message, failed []*sett
 	}
 	return n.door.Prepare(ctx, &intake.Submission{
 		Account: m.Account, Class: spool.Transactional, Recipients: []intake.Recipient{{To: m.ReversePath, Notify: "NEVER"}},
-		Internal: true, Body: bytes.NewReader(raw), Trace: intake.Trace{With: "LOCAL", At: notice.At},
+		Internal: true, RequireTLS: m.RequireTLS, UTF8: m.ReversePath.NeedsUTF8(), Body: bytes.NewReader(raw), Trace: intake.Trace{With: "LOCAL", At: notice.At},
 	})
 }

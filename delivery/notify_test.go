@@ -63,9 +63,16 @@ func TestBounceTellsTheSender(t *testing.T) {
 	}}).Start(t)
 	r := newRig(t, mx.PortNumber(), zone()).start()
 	id := r.send("gone1@dest.example", "gone2@dest.example", "gone3@other.example", "there@dest.example")
-	for n := range uint64(3) {
-		r.outcome(id, n)
-	}
+	r.outcome(id, 3)
+	r.logs.until(t, "notices about three recipients", func(lines []logLine) bool {
+		n := 0
+		for _, l := range lines {
+			if l.msg == "notice.queued" {
+				n += int(l.attrs["count"][0] - '0')
+			}
+		}
+		return n == 3
+	})
 	text := ""
 	for _, m := range mx.Wait(t, 1+r.logs.count("notice.queued")) {
 		if m.From == "" {

@@ -85,6 +85,7 @@ const (
 	reasonRender   = "render_failed"
 	reasonNoRoute  = "no_route"
 	reasonUTF8     = "needs_smtputf8"
+	reasonTLS      = "needs_requiretls"
 	reasonEightBit = "needs_8bitmime"
 	reasonSize     = "too_large"
 )

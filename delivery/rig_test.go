@@ -197,11 +197,13 @@ func (r *rig) send(to ...string) mail.QueueID { return r.submit(submission{to: t
 func (r *rig) outcome(id mail.QueueID, n uint64) spool.Settled {
 	r.t.Helper()
 	eid := mail.EnvelopeID{Message: id, N: n}
-	r.logs.until(r.t, "the end of "+eid.String(), func([]logLine) bool {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		_, ok := r.final[eid]
-		return ok
+	r.logs.until(r.t, "the end of "+eid.String(), func(lines []logLine) bool { // told after it is durable
+		for _, l := range lines {
+			if l.attrs["envelope"] == eid.String() && strings.HasPrefix(l.msg, "attempt.") && l.msg != "attempt.deferred" {
+				return true
+			}
+		}
+		return false
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -21,6 +21,8 @@ type Transaction struct {
 	Recipients []Recipient
 	Size       int64 // octets, for SIZE
 	EightBit   bool
+	UTF8       bool // the header has UTF-8
+	RequireTLS bool
 	EnvelopeID string // ENVID
 	RetHeaders bool   // RET=HDRS
 	// Body writes the whole message, header first. It may be called again on another session.
@@ -34,9 +36,9 @@ type Recipient struct {
 	ORCPT  string
 }
 
-// needsUTF8 tells that the transaction needs SMTPUTF8 for its reverse-path or for that recipient.
+// needsUTF8 tells that the transaction needs SMTPUTF8 for its header, its reverse-path or a recipient.
 func (t *Transaction) needsUTF8() bool {
-	need := t.From.NeedsUTF8()
+	need := t.UTF8 || t.From.NeedsUTF8()
 	for _, r := range t.Recipients {
 		need = need || r.To.NeedsUTF8()
 	}
@@ -80,7 +82,7 @@ func (f *fault) Unwrap() error { return f.err }
 
 // extensions are what EHLO offered.
 type extensions struct {
-	pipelining, eightBit, smtpUTF8, dsn, startTLS, size bool
+	pipelining, eightBit, smtpUTF8, dsn, startTLS, size, requireTLS bool
 	maxSize                                             int64    // 0: not told
 	auth                                                []string // upper case
 }
@@ -97,6 +99,7 @@ type Session struct {
 	r        *replyReader
 	w        *bufio.Writer
 	ext      extensions
+	verify   func() error // whether the certificate is the host's own; nil without TLS
 	timeouts Timeouts
 	sent     int  // transactions begun
 	dirty    bool // a transaction may be open: RSET before the next
@@ -358,6 +361,9 @@ func (s *Session) mailFrom(t *Transaction) {
 	}
 	if s.ext.smtpUTF8 && t.needsUTF8() {
 		_, _ = w.WriteString(" SMTPUTF8")
+	}
+	if t.RequireTLS { // the caller has seen that it is offered
+		_, _ = w.WriteString(" REQUIRETLS")
 	}
 	if s.ext.dsn {
 		if t.RetHeaders {
