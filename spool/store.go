@@ -65,7 +65,13 @@ func Open(ctx context.Context, db kv.DB, log *event.Log, cfg Config) (*Store, er
 		return nil, fmt.Errorf("open spool: rebuild queues: %w", err)
 	}
 	s.metrics.inDoubt.Add(float64(s.inDoubt))
-	s.log.Info("spool.opened", "count", s.queues.queued(), "in_doubt", s.inDoubt, "swept", swept)
+	if s.inDoubt > 0 {
+		s.log.Warn("lease.recovered", "count", s.inDoubt, "reason", "in_doubt")
+	}
+	if swept > 0 {
+		s.log.Info("body.swept", "count", swept)
+	}
+	s.log.Info("spool.opened", "count", s.queues.queued())
 	return s, nil
 }
 
