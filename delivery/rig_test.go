@@ -143,6 +143,7 @@ type submission struct {
 	eightBit bool
 	notify   string
 	campaign string
+	mark     func(*spool.Message)
 }
 
 func (r *rig) submit(s submission) mail.QueueID {
@@ -167,6 +168,9 @@ func (r *rig) submit(s submission) mail.QueueID {
 		ID: id, Account: "default", Stream: s.stream, Class: s.class, Campaign: s.campaign,
 		Header: []byte(header + "\r\n" + s.header), Size: int64(len(raw) + len(s.header)), EightBit: s.eightBit,
 		MessageID: "<x@test.example>", Subject: "test", AcceptedAt: now, ExpiresAt: now.Add(s.expires), Retry: s.retry,
+	}
+	if s.mark != nil {
+		s.mark(m)
 	}
 	if s.from != "<>" {
 		m.ReversePath = mail.MustParsePath(s.from)

@@ -55,7 +55,7 @@ type Deps struct {
 	Log      *slog.Logger          // nil: silent
 	Metrics  prometheus.Registerer // nil: not registered
 	Now      func() time.Time      // the clock; nil: Config.Now, then time.Now
-	Roots    *x509.CertPool        // of smarthost certificates; nil: the system's
+	Roots    *x509.CertPool        // of smarthost certificates, and of MX hosts under REQUIRETLS; nil: the system's
 }
 
 // Scheduler drains the spool: see the journey in the package's comment.

@@ -83,8 +83,8 @@ func (f *fault) Unwrap() error { return f.err }
 // extensions are what EHLO offered.
 type extensions struct {
 	pipelining, eightBit, smtpUTF8, dsn, startTLS, size, requireTLS bool
-	maxSize                                             int64    // 0: not told
-	auth                                                []string // upper case
+	maxSize                                                         int64    // 0: not told
+	auth                                                            []string // upper case
 }
 
 // Session is one SMTP connection to a host, ready for transactions. For one goroutine at a time.
