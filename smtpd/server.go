@@ -42,6 +42,7 @@ type Deps struct {
 	Accepter      Accepter
 	Authenticator Authenticator // nil where no listener is for submission
 	Senders       Senders       // nil: the Accepter alone decides
+	Inbound       *InboundDeps  // nil: inbound listeners refuse every recipient
 	// GetCertificate chooses the certificate of a handshake and so may change it while relayd runs. Nil where no
 	// listener has TLS.
 	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
@@ -60,6 +61,7 @@ type Server struct {
 	metrics   *metrics
 	limits    *limits
 	buffers   sync.Pool
+	inbound   *inboundAccepter
 	listeners []*listener
 
 	ctx      context.Context // of all sessions
@@ -80,6 +82,7 @@ type listener struct {
 	kind   string
 	tls    string
 	policy policy
+	accept Accepter
 }
 
 // New checks cfg and binds all listeners, so that a wrong address fails before anything runs.
@@ -110,6 +113,7 @@ func newServer(cfg Config, deps Deps) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.inbound = &inboundAccepter{srv: s, deps: deps.Inbound}
 	s.limits = newLimits(&s.cfg, deps.Now)
 	s.buffers.New = func() any { b := make([]byte, dataBuffer); return &b }
 	s.tls = &tls.Config{
@@ -135,7 +139,7 @@ func (s *Server) listen(cfg Listener) error {
 }
 
 func (s *Server) newListener(cfg Listener) (*listener, error) {
-	l := &listener{name: cfg.Address, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{}}
+	l := &listener{name: cfg.Address, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{s, s.deps.Inbound}, accept: s.inbound}
 	if l.tls == "" {
 		l.tls = StartTLS
 	}
@@ -149,7 +153,7 @@ func (s *Server) newListener(cfg Listener) (*listener, error) {
 		if s.deps.Authenticator == nil {
 			return nil, fmt.Errorf("%s: submission needs an authenticator", cfg.Address)
 		}
-		l.policy = submissionPolicy{s.deps.Senders}
+		l.policy, l.accept = submissionPolicy{s.deps.Senders}, s.deps.Accepter
 	}
 	return l, nil
 }

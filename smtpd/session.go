@@ -354,7 +354,7 @@ func (s *session) accept(ctx context.Context, sub *intake.Submission, d *dataRea
 	defer cancel()
 	var timer *time.Timer
 	d.atEnd = func() { timer = time.AfterFunc(s.srv.cfg.AcceptTimeout, cancel) }
-	id, err := s.srv.deps.Accepter.Accept(ctx, sub)
+	id, err := s.lis.accept.Accept(ctx, sub)
 	d.atEnd = nil
 	if timer != nil {
 		timer.Stop()
