@@ -2,13 +2,17 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"net/mail"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,7 +37,7 @@ func copies(t *testing.T, got []delivery) map[string]int {
 	return n
 }
 
-var inDoubt = regexp.MustCompile(`"msg":"spool\.opened"[^\n]*"in_doubt":(\d+)`)
+var inDoubt = regexp.MustCompile(`"msg":"lease\.recovered"[^\n]*"count":(\d+)`)
 
 // doubted sums the in-doubt envelopes that this process found when it opened its spool.
 func (r *relay) doubted() int {
@@ -145,6 +149,65 @@ func TestSubmissionSurvivesKills(t *testing.T) {
 	}
 	t.Logf("%d accepted, %d in doubt, %d duplicates", len(accepted), doubted, duplicates)
 	require.LessOrEqual(t, duplicates, doubted)
+}
+
+// repeats is how often a test that can run for long repeats itself: few in CI, many in its own make target.
+func repeats(t *testing.T, name string, few int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return few
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err, name)
+	return n
+}
+
+// TestKillsUnderLoad kills relayd at random moments, while it starts too, under submissions by SMTP and HTTP and
+// campaigns.
+func TestKillsUnderLoad(t *testing.T) {
+	t.Parallel()
+	kills := repeats(t, "RELAYD_E2E_KILLS", 12)
+	b := newLedger(t)
+	s := b.sink()
+	r := newRelay(t, options{mxPort: s.port, level: "info", extra: "[campaign]\npage_size = 50\n", deliv: "connect_tries = 1"})
+	r.mx("d0.example", "d1.example", "d2.example", "d3.example", "d4.example", "shop.example")
+	l := r.domain("shop.example")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var load sync.WaitGroup
+	b.submitters(ctx, &load, r, l, 4, math.MaxInt)
+	b.posters(ctx, &load, r, 2)
+	camps := b.campaigns(ctx, &load, r)
+	doubted := 0
+	for range kills {
+		after := time.Duration(rand.IntN(300)) * time.Millisecond //nolint:gosec // a test
+		if rand.IntN(8) != 0 {                                    //nolint:gosec // a test
+			after += 250 * time.Millisecond // it has started
+		}
+		select {
+		case <-time.After(after):
+		case <-r.end:
+			t.Fatalf("relayd ended by itself:\n%s", tail(r.logText(), 4000))
+		}
+		r.kill()
+		doubted += r.doubted()
+		r.launch()
+	}
+	r.ready()
+	cancel()
+	load.Wait()
+	st := r.settled(180 * time.Second)
+	doubted += r.doubted()
+	c := b.audit(r)
+	reached, twice := b.auditCampaigns(r, camps)
+	t.Logf("%d kills: %s; %d campaigns with %d recipients reached and %d duplicates; %d found in doubt", kills, c, len(camps.ids), reached, twice, doubted)
+	sum := 0
+	for _, n := range st.Outcomes {
+		sum += n
+	}
+	require.Equal(t, st.Accepted, sum, "accepted = the sum of the outcomes")
 }
 
 func TestSecondDaemonIsRefusedAtOnce(t *testing.T) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -126,6 +127,7 @@ type relay struct {
 // options of a relay.
 type options struct {
 	mxPort int
+	level  string // of the log, "debug"
 	extra  string // appended to the configuration
 	retry  string // [delivery.retry] table body
 	deliv  string // keys of [delivery]
@@ -156,7 +158,7 @@ func newRelay(t *testing.T, o options) *relay {
 data_dir = %q
 [log]
 format = "json"
-level = "debug"
+level = %q
 [[smtp.listener]]
 kind = "submission"
 address = "127.0.0.1:%d"
@@ -186,7 +188,7 @@ suspend_max = "1s"
 [delivery.retry]
 %s
 %s
-`, r.data, r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr, o.mxPort, o.deliv, o.retry, o.extra)
+`, r.data, cmp.Or(o.level, "debug"), r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr, o.mxPort, o.deliv, o.retry, o.extra)
 	require.NoError(t, os.WriteFile(filepath.Join(r.dir, "relayd.toml"), []byte(r.conf), 0o600))
 	r.start()
 	t.Cleanup(func() {

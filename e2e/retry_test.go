@@ -11,8 +11,10 @@ import (
 
 // stats is what `queue stats` promises to scripts.
 type stats struct {
-	Queued, Ready, Deferred, Held, Leased int
-	Outcomes                              map[string]int
+	Queued, Ready, Deferred, Held, Leased, Accepted int
+
+	InDoubt  int `json:"in_doubt"`
+	Outcomes map[string]int
 }
 
 func (r *relay) stats() stats {
