@@ -32,6 +32,7 @@ type composition struct {
 	tail     []byte // behind the HTML: images, closing delimiters
 	host     string // in Message-ID
 	unsub    string // base of unsubscribe links
+	mailbox  string // for unsubscribe mail, "" for none
 	warnings []api.Warning
 	images   int
 	size     atomic.Int64 // of the last message, for buffers

@@ -12,13 +12,15 @@ import (
 // Config of campaigns. PublicURL, Hostname, DataDir and Node are set by whoever wires relayd: in the configuration file
 // they are keys of other sections.
 type Config struct {
-	PublicURL  string        `toml:"-"`           // https base of unsubscribe pages (admin.public_url); "": campaigns cannot start
-	Hostname   string        `toml:"-"`           // in Message-ID
-	DataDir    string        `toml:"-"`           // holds unsubscribe.keys
-	Node       string        `toml:"-"`           // name of this process among those that share the store; default "0"
-	PageSize   int           `toml:"page_size"`   // recipients queued in one transaction; default 1000
-	TTL        time.Duration `toml:"ttl"`         // no attempt later than this after the start; default 24h
-	CacheBytes int64         `toml:"cache_bytes"` // compiled campaigns kept in memory; default 64 MiB, one always stays
+	PublicURL string `toml:"-"` // https base of unsubscribe pages (admin.public_url); "": campaigns cannot start
+	Hostname  string `toml:"-"` // in Message-ID
+	DataDir   string `toml:"-"` // holds unsubscribe.keys
+	// UnsubscribeMailbox is an address for List-Unsubscribe beside the link, which takes a token in its subject; "": none.
+	UnsubscribeMailbox string        `toml:"-"`
+	Node               string        `toml:"-"`           // name of this process among those that share the store; default "0"
+	PageSize           int           `toml:"page_size"`   // recipients queued in one transaction; default 1000
+	TTL                time.Duration `toml:"ttl"`         // no attempt later than this after the start; default 24h
+	CacheBytes         int64         `toml:"cache_bytes"` // compiled campaigns kept in memory; default 64 MiB, one always stays
 }
 
 // DefaultConfig returns the defaults.

@@ -119,6 +119,10 @@ func (c *composition) write(buf []byte, l *letter) (msg []byte, body int, err er
 	buf = append(buf, ct.system.messageID...)
 	buf = append(buf, ">\r\nList-Unsubscribe: <"...)
 	buf = append(buf, ct.system.unsubscribeURL...)
+	if c.mailbox != "" { // the https URI stands first (RFC 8058 section 3.1 allows others behind it)
+		buf = append(append(buf, ">,\r\n <mailto:"...), c.mailbox...)
+		buf = append(append(buf, "?subject="...), l.token...)
+	}
 	buf = append(buf, ">\r\n"...)
 	buf = append(buf, c.foot...)
 	body = len(buf)

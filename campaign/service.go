@@ -218,7 +218,9 @@ func (s *Service) compile(ctx context.Context, r *record) (c *composition, err e
 		if err != nil {
 			return err
 		}
-		c, err = newComposition(r.ID, r.Account, req, s.cfg.Hostname, s.cfg.PublicURL)
+		if c, err = newComposition(r.ID, r.Account, req, s.cfg.Hostname, s.cfg.PublicURL); err == nil {
+			c.mailbox = s.cfg.UnsubscribeMailbox
+		}
 		return err
 	})
 	return c, err

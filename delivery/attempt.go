@@ -32,8 +32,10 @@ type engine struct {
 	retrier  *retrier
 	metrics  *metrics
 	now      func() time.Time
-	tries    int // rounds over the hosts
-	wait     func(ctx context.Context, d time.Duration) error
+	// returnPath is that of a campaign's envelope; nil: the message's own.
+	returnPath func(m *spool.Message, e *spool.Envelope) mail.Path
+	tries      int // rounds over the hosts
+	wait       func(ctx context.Context, d time.Duration) error
 }
 
 // Report is what became of an attempt.
@@ -201,6 +203,9 @@ func (a *Attempt) transaction(envs []*spool.Envelope) *Transaction {
 	if m.Campaign != "" {
 		t.Size = int64(len(a.body))
 		t.EightBit = false // the composer's promise
+		if a.returnPath != nil && len(envs) == 1 {
+			t.From = a.returnPath(m, envs[0])
+		}
 		t.Body = func(_ context.Context, w io.Writer) error {
 			_, err := w.Write(a.body)
 			return err

@@ -48,14 +48,16 @@ type Door interface {
 type Deps struct {
 	Spool    *spool.Store
 	Resolver Resolver
-	Composer Composer              // nil: no campaigns
-	Gate     Gate                  // nil: everything is wanted
-	Door     Door                  // nil: no notices to senders
-	Hostname string                // EHLO name, Reporting-MTA
-	Log      *slog.Logger          // nil: silent
-	Metrics  prometheus.Registerer // nil: not registered
-	Now      func() time.Time      // the clock; nil: Config.Now, then time.Now
-	Roots    *x509.CertPool        // of smarthost certificates, and of MX hosts under REQUIRETLS; nil: the system's
+	Composer Composer // nil: no campaigns
+	Gate     Gate     // nil: everything is wanted
+	Door     Door     // nil: no notices to senders
+	// ReturnPath gives the reverse-path under which a campaign's envelope leaves; nil: the message's own.
+	ReturnPath func(m *spool.Message, e *spool.Envelope) mail.Path
+	Hostname   string                // EHLO name, Reporting-MTA
+	Log        *slog.Logger          // nil: silent
+	Metrics    prometheus.Registerer // nil: not registered
+	Now        func() time.Time      // the clock; nil: Config.Now, then time.Now
+	Roots      *x509.CertPool        // of smarthost certificates, and of MX hosts under REQUIRETLS; nil: the system's
 }
 
 // Scheduler drains the spool: see the journey in the package's comment.
@@ -141,7 +143,8 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	}
 	s.engine = &engine{
 		store: deps.Spool, composer: deps.Composer, gate: deps.Gate, retrier: s.retrier, metrics: m, now: now,
-		tries: cfg.ConnectTries, wait: sleep,
+		returnPath: deps.ReturnPath,
+		tries:      cfg.ConnectTries, wait: sleep,
 		opener: &opener{
 			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), network: &net.Dialer{Timeout: cfg.ConnectTimeout}, roots: deps.Roots,
 			checkSelf: !cfg.AllowPrivateMX, brokenTLS: newHostSet(), metrics: m, now: now,

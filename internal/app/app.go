@@ -155,6 +155,9 @@ func (a *App) buildDoors(ctx context.Context) (err error) {
 }
 
 func (a *App) buildActors(context.Context) (err error) {
+	if host := a.returnPathHost(); a.cfg.SMTP.HasInbound() {
+		a.cfg.Campaign.UnsubscribeMailbox = smtpd.UnsubscribeMailbox(host).String()
+	}
 	a.campaigns, err = campaign.New(a.cfg.Campaign, campaign.Deps{
 		DB: a.db, Spool: a.spool, Intake: a.intake, Keys: a.keys, Domains: a.accounts, Suppression: a.list,
 		Events: a.events, Log: a.log, Metrics: a.metrics,
@@ -165,9 +168,13 @@ func (a *App) buildActors(context.Context) (err error) {
 	a.cleanup.push("campaigns", a.campaigns.Close)
 	a.spool.OnSettle(suppressBounced(a.list))
 	a.spool.OnSettle(a.campaigns.SettleHook)
+	in, err := a.buildInbound()
+	if err != nil {
+		return err
+	}
 	a.delivery, err = delivery.New(a.cfg.Delivery, delivery.Deps{
 		Spool: a.spool, Resolver: a.resolver, Composer: a.campaigns, Gate: gate{a.list, a.campaigns}, Door: a.intake,
-		Hostname: a.cfg.Hostname, Log: a.log, Metrics: a.metrics,
+		ReturnPath: in.returnPath, Hostname: a.cfg.Hostname, Log: a.log, Metrics: a.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("set up delivery: %w", err)
@@ -179,7 +186,7 @@ func (a *App) buildActors(context.Context) (err error) {
 		}
 	}
 	deps := smtpd.Deps{
-		Accepter: a.intake, Authenticator: a.accounts, Senders: a.intake, Hostname: a.cfg.Hostname,
+		Accepter: a.intake, Authenticator: a.accounts, Senders: a.intake, Inbound: in.deps(a), Hostname: a.cfg.Hostname,
 		Log: a.log, Metrics: a.metrics,
 	}
 	if a.certs != nil {
