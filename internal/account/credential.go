@@ -12,7 +12,8 @@ import (
 // credentialRecord is what is stored of a credential.
 type credentialRecord struct {
 	Credential
-	Hash secretHash `json:"hash"`
+	Hash  secretHash `json:"hash"`
+	Scram *Scram     `json:"scram,omitempty"` // nil in records of version 1
 }
 
 // CreateCredential stores a new credential for sender domains of the account, all of them where domains is empty, and
@@ -42,8 +43,12 @@ func (s *Store) CreateCredential(ctx context.Context, account string, domains []
 	}
 	password, hash := newSecret()
 	now := s.time()
-	record := credentialRecord{Credential{"smtp-" + newID(now)[6:], account, slices.Compact(names), now}, hash}
-	err := s.put(ctx, credentialTable, record.Username, record, func() { s.credentials[record.Username] = record })
+	verifier, err := newScram(password)
+	if err != nil {
+		return Credential{}, "", err
+	}
+	record := credentialRecord{Credential{"smtp-" + newID(now)[6:], account, slices.Compact(names), now}, hash, verifier}
+	err = s.put(ctx, credentialTable, record.Username, record, func() { s.credentials[record.Username] = record })
 	if err != nil {
 		return Credential{}, "", err
 	}

@@ -3,6 +3,7 @@ package account
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ const (
 	keyTable        = kv.Table("key")
 	// recordVersion is the first byte of every record; the rest is JSON. An unknown version is an error.
 	recordVersion = 1
+	// credentialVersion is that of credentials: version 2 added the SCRAM verifier.
+	credentialVersion = 2
 	// maxObjects bounds each of the three kinds, because all of them are kept in memory.
 	maxObjects = 100_000
 )
@@ -52,6 +55,8 @@ type Store struct {
 	domains     map[string]Domain
 	credentials map[string]credentialRecord
 	keys        map[string]keyRecord
+
+	pepper [32]byte // of the verifiers that Scram makes up
 }
 
 // Open reads all records. now is the clock, nil for time.Now.
@@ -60,6 +65,7 @@ func Open(ctx context.Context, db kv.DB, now func() time.Time) (*Store, error) {
 		now = time.Now
 	}
 	s := &Store{db: db, now: now}
+	_, _ = rand.Read(s.pepper[:]) // never fails since Go 1.24
 	return s, s.Reload(ctx)
 }
 
@@ -92,7 +98,7 @@ func (s *Store) Reload(ctx context.Context) error {
 func load[T any](tx kv.Tx, table kv.Table) (map[string]T, error) {
 	all := map[string]T{}
 	err := tx.Scan(table, nil, nil, func(key, value []byte) (bool, error) {
-		if len(value) == 0 || value[0] != recordVersion {
+		if len(value) == 0 || value[0] < recordVersion || value[0] > newestVersion(table) {
 			return false, fmt.Errorf("%s %q: unknown record version", table, key)
 		}
 		var record T
@@ -105,12 +111,19 @@ func load[T any](tx kv.Tx, table kv.Table) (map[string]T, error) {
 	return all, err
 }
 
+func newestVersion(table kv.Table) byte {
+	if table == credentialTable {
+		return credentialVersion
+	}
+	return recordVersion
+}
+
 // put stores record and then, durable, calls index under the lock.
 func (s *Store) put(ctx context.Context, table kv.Table, key string, record any, index func()) error {
 	b, err := json.Marshal(record)
 	if err == nil {
 		err = s.db.Update(ctx, func(tx kv.Tx) error {
-			return tx.Put(table, []byte(key), append([]byte{recordVersion}, b...))
+			return tx.Put(table, []byte(key), append([]byte{newestVersion(table)}, b...))
 		})
 	}
 	if err != nil {
