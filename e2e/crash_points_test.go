@@ -1,0 +1,238 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// crashRelay is a relay between a ledger's sink and a login.
+func crashRelay(t *testing.T, o options) (*ledger, *sink, *relay, login) {
+	t.Helper()
+	b := newLedger(t)
+	s := b.sink()
+	o.mxPort = s.port
+	if o.deliv == "" {
+		o.deliv = "connect_tries = 1"
+	}
+	r := newRelay(t, o)
+	r.mx("d0.example", "d1.example", "d2.example", "d3.example", "d4.example", "shop.example")
+	return b, s, r, r.domain("shop.example")
+}
+
+// one submits one letter to these recipients and books its fate.
+func (b *ledger) one(r *relay, l login, size int, to ...string) fate {
+	b.t.Helper()
+	c, err := r.open(l)
+	require.NoError(b.t, err)
+	defer c.close()
+	le, text := b.draft(to, size)
+	return b.finish(c, le, text)
+}
+
+// draft books a letter; finish sends it.
+func (b *ledger) draft(to []string, size int) (*letter, []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	le := &letter{to: to, size: size}
+	b.letters = append(b.letters, le)
+	return le, letterText(to[0], size, len(b.letters))
+}
+
+func (b *ledger) finish(c *client, le *letter, text []byte) fate {
+	f, said, id, _ := c.send(le.to, text)
+	b.booked(le, f, said, id)
+	return f
+}
+
+// TestKilledAtEveryWrite kills relayd when it is about to make the Nth call of a kind, from the first one behind the
+// final dot on: before and after the commit, the reply, the lease, the settlement, and the DSN of a bounce.
+func TestKilledAtEveryWrite(t *testing.T) {
+	t.Parallel()
+	canTrace(t)
+	b, _, r, l := crashRelay(t, options{})
+	seen := map[string]int{}
+	doubted := 0
+	for _, call := range []string{"fdatasync", "pwrite64", "write"} {
+		for n := 1; n <= repeats(t, "RELAYD_E2E_POINTS", 6); n++ {
+			to := fmt.Sprintf("%s-%d@d0.example", call, n)
+			c, err := r.open(l)
+			require.NoError(t, err)
+			r.inject("trace="+call, fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", call, n))
+			le, text := b.draft([]string{to, "b" + to, "gone-" + to}, 2000)
+			f := b.finish(c, le, text)
+			c.close()
+			select {
+			case <-r.end:
+			case <-time.After(3 * time.Second): // it makes fewer such calls
+				r.kill()
+			}
+			r.start()
+			doubted += r.doubted()
+			r.settled(60 * time.Second)
+			b.mu.Lock()
+			arrived := b.arrived[to] != nil
+			b.mu.Unlock()
+			seen[fmt.Sprintf("%s, delivered %v", [...]string{"refused", "no reply", "accepted"}[f], arrived)]++
+		}
+	}
+	c := b.audit(r)
+	t.Logf("%s; %d in doubt; points: %v", c, doubted, seen)
+	require.Positive(t, seen["no reply, delivered false"], "killed before the commit")
+	require.Positive(t, seen["no reply, delivered true"], "killed after the commit, before the reply")
+	require.Positive(t, seen["accepted, delivered true"], "killed after the reply")
+	require.LessOrEqual(t, c.duplicates, doubted)
+}
+
+func TestKilledUnderLease(t *testing.T) {
+	t.Parallel()
+	b, s, r, l := crashRelay(t, options{})
+	asked, killed := make(chan struct{}, 16), make(chan struct{})
+	rcpt := s.onRcpt
+	s.onRcpt = func(from, to string) error {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-killed
+		return rcpt(from, to)
+	}
+	require.Equal(t, accepted, b.one(r, l, 1000, "lease@d0.example"))
+	<-asked
+	require.Equal(t, 1, r.stats().Leased)
+	r.kill()
+	close(killed)
+	r.start()
+	require.Equal(t, 1, r.doubted(), "the lease was recorded before the network was touched")
+	r.settled(30 * time.Second)
+	require.Zero(t, b.audit(r).duplicates)
+}
+
+// TestKilledBetweenRemoteReplyAndSettlement is the duplicate window.
+func TestKilledBetweenRemoteReplyAndSettlement(t *testing.T) {
+	t.Parallel()
+	canTrace(t)
+	b, s, r, l := crashRelay(t, options{})
+	taken, armed := make(chan struct{}, 16), make(chan struct{})
+	data := s.onData
+	s.onData = func(from string, to []string, text []byte) error {
+		taken <- struct{}{}
+		<-armed
+		return data(from, to, text)
+	}
+	require.Equal(t, accepted, b.one(r, l, 1000, "twice@d0.example"))
+	<-taken
+	r.inject("trace=fdatasync", "inject=fdatasync:signal=SIGKILL:when=1")
+	close(armed)
+	<-r.end
+	require.Equal(t, 1, b.deliveries())
+	r.start()
+	require.Equal(t, 1, r.doubted())
+	r.settled(30 * time.Second)
+	require.Equal(t, 1, b.audit(r).duplicates, "with the same Message-ID and the same queue ID, and known to be in doubt")
+}
+
+// TestKilledInFanOut kills relayd while the recipients of a campaign become envelopes.
+func TestKilledInFanOut(t *testing.T) {
+	t.Parallel()
+	canTrace(t)
+	b, s, r, _ := crashRelay(t, options{level: "info", extra: "[campaign]\npage_size = 50\n"})
+	open := make(chan struct{})
+	rcpt := s.onRcpt
+	s.onRcpt = func(from, to string) error { <-open; return rcpt(from, to) }
+	var to []string
+	for i := range 1500 {
+		to = append(to, fmt.Sprintf("fan-%d@d%d.example", i, i%5))
+	}
+	id := r.campaign(short(false, to...))
+	stop := r.inject("trace=fdatasync", "inject=fdatasync:signal=SIGKILL:when=8+4")
+	_, _, _ = r.ctl("campaign", "start", id)
+	amid, doubted := 0, 0
+	for range 20 {
+		select {
+		case <-r.end:
+		case <-time.After(5 * time.Second):
+		}
+		if !r.ended() {
+			break // it is through
+		}
+		stop()
+		r.start()
+		doubted += r.doubted()
+		if p := r.progress(id); p.State == "draft" {
+			_, _, _ = r.ctl("campaign", "start", id)
+		}
+		if n := r.stats().Queued; n > 0 && n < len(to) {
+			amid++
+		}
+		if amid < 5 {
+			stop = r.inject("trace=fdatasync", "inject=fdatasync:signal=SIGKILL:when=8+4")
+		}
+	}
+	stop()
+	if r.ended() {
+		r.start()
+		doubted += r.doubted()
+	}
+	close(open)
+	wait(t, "the campaign to complete", 120*time.Second, func() bool { return r.progress(id).State == "completed" })
+	r.settled(30 * time.Second)
+	reached, twice := b.auditCampaigns(r, &broadcasts{ids: []string{id}, to: map[string][]string{id: to}})
+	t.Logf("%d kills amid the fan-out: %d recipients reached, %d duplicates, %d in doubt", amid, reached, twice, doubted)
+	require.Positive(t, amid)
+}
+
+// ended tells whether the process is gone.
+func (r *relay) ended() bool {
+	select {
+	case <-r.end:
+		return true
+	default:
+		return false
+	}
+}
+
+// TestNothingIsSaidBeforeItIsStored reads from strace that the file is synced before the 250 is written: for the very
+// first message of a new spool, whose file and directory entry must be on disk too.
+func TestNothingIsSaidBeforeItIsStored(t *testing.T) {
+	t.Parallel()
+	canTrace(t)
+	file := t.TempDir() + "/strace"
+	b, _, r, l := crashRelay(t, options{wrap: traced(file, "trace=openat,link,linkat,fsync,fdatasync,pwrite64,write")})
+	require.Equal(t, accepted, b.one(r, l, 3000, "first@d0.example"))
+	require.Equal(t, accepted, b.one(r, l, 1_500_000, "second@d0.example"))
+	r.settled(30 * time.Second)
+	r.stop()
+	b.checkOrder(file)
+}
+
+// checkOrder requires, for each 250 with a queue ID, that every write to the store before it was followed by a
+// completed sync.
+func (b *ledger) checkOrder(file string) {
+	t := b.t
+	t.Helper()
+	lines := strings.Split(readFile(t, file), "\n")
+	dirty, replies, named, synced := false, 0, false, false
+	for _, line := range lines {
+		_, call, _ := strings.Cut(strings.TrimSpace(line), " ")
+		call = strings.TrimSpace(call)
+		switch {
+		case strings.HasPrefix(call, "link"):
+			named = true
+		case strings.HasPrefix(call, "fsync(") && named, strings.HasPrefix(call, "<... fsync") && named:
+			synced = true
+		case strings.HasPrefix(call, "pwrite64("):
+			dirty = true
+		case strings.HasPrefix(call, "fdatasync(") && strings.HasSuffix(call, "= 0"), strings.HasPrefix(call, "<... fdatasync") && strings.HasSuffix(call, "= 0"):
+			dirty = false
+		case strings.HasPrefix(call, "write(") && strings.Contains(call, `"250 2.0.0 `) && receivedLike.MatchString(call):
+			replies++
+			require.True(t, synced, "the directory was synced before the first reply")
+			require.False(t, dirty, "reply %d was written before the store was synced: %s", replies, call)
+		}
+	}
+	require.Equal(t, 2, replies, "replies with a queue ID")
+}
