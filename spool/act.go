@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"relayd/internal/event"
@@ -273,6 +274,12 @@ func (s *Store) actTx(tx kv.Tx, o *order, l *located, result *ActResult, moves [
 		return moves, err
 	}
 	m := l.message
+	err := s.putNote(tx, e.ID, &Note{
+		At: o.now, Event: strings.TrimPrefix(o.action.event(), "message."), Attempt: e.Attempts, Who: o.who, Why: o.why,
+	})
+	if err != nil {
+		return moves, err
+	}
 	return moves, s.events.Append(tx, event.Event{
 		Type: o.action.event(), At: o.now, Account: m.Account, Envelope: e.ID.String(), Stream: m.Stream,
 		Campaign: m.Campaign, From: m.ReversePath.String(), To: e.To.String(), Attempt: e.Attempts, Data: o.data(),
@@ -284,6 +291,16 @@ func (s *Store) failTx(tx kv.Tx, o *order, found []located, result *ActResult, m
 	r := Result{
 		Outcome: Failed, Reason: "operator", At: o.now,
 		Reply: mail.Reply{Code: 554, Status: mail.Status{Class: 5}, Text: "Given up by the operator"},
+	}
+	for i := range found {
+		if found[i].at == inFlight {
+			continue
+		}
+		e := found[i].envelope
+		err := s.putNote(tx, e.ID, &Note{At: o.now, Event: Failed.String(), Attempt: e.Attempts, Who: o.who, Why: o.why})
+		if err != nil {
+			return moves, err
+		}
 	}
 	settled, moves, err := s.settleWaiting(tx, found, r, o.data(), moves)
 	result.Changed += settled

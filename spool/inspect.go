@@ -1,7 +1,6 @@
 package spool
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -167,7 +166,7 @@ func (s *Store) QueueStats() []QueueStat {
 		}
 		stat := QueueStat{
 			Queue: q.name, Ready: max(0, q.count[inReady]), Deferred: max(0, q.count[inLater]),
-			Held: max(0, q.count[inHeld]), Leased: max(0, q.count[inFlight]), Paused: t.paused[q.name.Stream],
+			Held: max(0, q.count[inHeld]), Leased: max(0, q.count[inFlight]), Paused: !t.paused[q.name.Stream].IsZero(),
 		}
 		if len(q.ages) > 0 {
 			stat.Oldest = time.Unix(q.ages[0].minute*60, 0).UTC()
@@ -333,40 +332,4 @@ func (s *Store) ListOutcomes(ctx context.Context, id mail.QueueID, after uint64,
 		return nil, fmt.Errorf("list outcomes of %s: %w", id, err)
 	}
 	return page, nil
-}
-
-// Purge removes outcomes settled before a time, at most most of them (10,000), and tells how many it removed. Fewer
-// than most means that none is left. Outcomes stand in the order of acceptance: those accepted before the time but
-// settled after it are passed over.
-func (s *Store) Purge(ctx context.Context, before time.Time, most int) (int, error) {
-	most = min(most, maxLease)
-	var keys [][]byte
-	end := mail.NewQueueID(before)
-	clear(end[6:])
-	err := s.db.View(ctx, func(tx kv.Tx) error {
-		return tx.Scan(tableOutcome, nil, end[:], func(k, v []byte) (bool, error) {
-			settled, err := settledAt(v)
-			if err != nil {
-				return false, err
-			}
-			if settled.Before(before) {
-				keys = append(keys, bytes.Clone(k))
-			}
-			return len(keys) < most, nil
-		})
-	})
-	if err == nil && len(keys) > 0 {
-		err = s.db.Update(ctx, func(tx kv.Tx) error {
-			for _, k := range keys {
-				if err := tx.Delete(tableOutcome, k); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	if err != nil {
-		return 0, fmt.Errorf("purge outcomes: %w", err)
-	}
-	return len(keys), nil
 }

@@ -20,6 +20,7 @@ type Lease struct {
 	Envelopes []*Envelope
 	Messages  map[mail.QueueID]*Message
 
+	at    time.Time
 	key   []byte                  // of its record; nil for an empty lease
 	index map[mail.EnvelopeID]int // of each envelope in Envelopes and of its bit in the record
 	bits  []int
@@ -64,7 +65,7 @@ func (s *Store) Lease(ctx context.Context, queues []Queue, now time.Time, most i
 	if err != nil {
 		return nil, fmt.Errorf("lease: %w", err)
 	}
-	l := &Lease{}
+	l := &Lease{at: now}
 	moves := make([]move, len(p.picks))
 	for i, pk := range p.picks {
 		moves[i] = move{id: pk.id, queue: pk.queue, class: pk.class, from: pk.from, to: inFlight, lease: l}

@@ -198,10 +198,10 @@ func TestOnlyTheLatestOpenerSettles(t *testing.T) {
 func TestNewerSchemaIsRefused(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	require.NoError(t, f.db.Update(t.Context(), func(tx kv.Tx) error { return tx.Put("spool", []byte("schema"), []byte{2}) }))
+	require.NoError(t, f.db.Update(t.Context(), func(tx kv.Tx) error { return tx.Put("spool", []byte("schema"), []byte{99}) }))
 	_, err := spool.Open(t.Context(), f.db, f.log, spool.Config{})
 	require.ErrorIs(t, err, spool.ErrSchema)
-	require.ErrorContains(t, err, "version 2")
+	require.ErrorContains(t, err, "version 99")
 }
 
 func TestLargeBodyIsWrittenAheadInChunks(t *testing.T) {

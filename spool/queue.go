@@ -68,7 +68,7 @@ type queueTable struct {
 	mu      sync.Mutex
 	queues  map[Queue]*queue
 	streams map[string]map[*queue]struct{}
-	paused  map[string]bool
+	paused  map[string]time.Time // since when
 	leased  map[mail.EnvelopeID]*Lease
 	total   [places]int
 	future  [classes]queueHeap
@@ -80,7 +80,7 @@ type queueTable struct {
 
 func newQueueTable() *queueTable {
 	t := &queueTable{
-		queues: map[Queue]*queue{}, streams: map[string]map[*queue]struct{}{}, paused: map[string]bool{},
+		queues: map[Queue]*queue{}, streams: map[string]map[*queue]struct{}{}, paused: map[string]time.Time{},
 		leased: map[mail.EnvelopeID]*Lease{}, changed: make(chan struct{}, 1),
 	}
 	for c := range classes {
@@ -189,7 +189,7 @@ func (t *queueTable) settleQueue(q *queue) {
 	if q == nil {
 		return
 	}
-	offered := !q.taken && !t.paused[q.name.Stream]
+	offered := !q.taken && t.paused[q.name.Stream].IsZero()
 	idle := true
 	for c := range classes {
 		idle = idle && q.next[c] == never
@@ -279,10 +279,11 @@ func (s *Store) PauseStream(stream string, paused bool) {
 	t := s.queues
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if paused {
-		t.paused[stream] = true
-	} else {
+	switch {
+	case !paused:
 		delete(t.paused, stream)
+	case t.paused[stream].IsZero():
+		t.paused[stream] = s.now()
 	}
 	for q := range t.streams[stream] {
 		t.settleQueue(q)

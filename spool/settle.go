@@ -235,13 +235,23 @@ func (s *Store) putBack(tx kv.Tx, work []settling, quiet bool) error {
 		if err := s.events.Append(tx, w.event); err != nil {
 			return err
 		}
+		r := &w.Result
+		err = s.putNote(tx, w.Envelope.ID, &Note{
+			At: r.At, Event: r.Outcome.String(), Attempt: w.Envelope.Attempts, Reply: r.Reply, Host: r.Host, TLS: r.TLS,
+			Reason: r.Reason,
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// putOutcomes writes the outcome, the event and what the hooks add for the final results among work, and counts them.
+// putOutcomes writes the outcome, what finds it, the event and what the hooks add for the final results among work, and
+// counts them.
 func (s *Store) putOutcomes(tx kv.Tx, work []settling, n *counts) error {
 	final := make([]Settled, 0, len(work))
+	index := make([]indexed, 0, len(work))
 	for i := range work {
 		w := &work[i]
 		if !w.Result.Outcome.final() {
@@ -255,9 +265,13 @@ func (s *Store) putOutcomes(tx kv.Tx, work []settling, n *counts) error {
 		}
 		n[w.Result.Outcome]++
 		final = append(final, w.Settled)
+		index = append(index, indexed{hashText(w.Envelope.To.String()), hashText(w.Message.MessageID), w.key})
 	}
 	if len(final) == 0 {
 		return nil
+	}
+	if err := s.putIndex(tx, index); err != nil {
+		return err
 	}
 	for _, hook := range s.hooks {
 		if err := hook(tx, final); err != nil {
