@@ -26,6 +26,7 @@ type site struct {
 	proven   bool // a session was opened since the last failure
 	starved  bool // waits for a connection in all
 	failures int  // pauses in a row
+	paused   time.Time // when the first of them began
 	resume   time.Time
 	reply    mail.Reply // of the pause
 	host     string

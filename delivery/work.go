@@ -259,6 +259,7 @@ func (s *Scheduler) suspend(st *site, p *pause) {
 		return
 	}
 	if st.failures++; st.failures == 1 {
+		st.paused = now
 		s.suspended++
 		s.metrics.suspended.Set(float64(s.suspended))
 	}

@@ -1,0 +1,64 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"relayd/internal/mail"
+	"relayd/spool"
+)
+
+// Wait says what delivery makes a queue wait for. The zero Wait: nothing.
+type Wait struct {
+	Reason string     // suspended, dns, connections, window, turn
+	Site   string     // "" where the domain has none
+	Since  time.Time  // zero: not known
+	Until  time.Time  // zero: until there is room
+	Reply  mail.Reply // that suspended the site
+	Host   string     // that gave Reply
+	Text   string     // a remark for people
+}
+
+// waitingLookup bounds the look-up of the domain's site.
+const waitingLookup = 3 * time.Second
+
+// Waiting tells why due envelopes of a queue are not attempted now. It looks the domain's MX hosts up, as a rule from
+// the resolver's cache.
+func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
+	ctx, cancel := context.WithTimeout(ctx, waitingLookup)
+	defer cancel()
+	r, err := s.router.resolve(ctx, q.Domain)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil:
+		return Wait{Reason: "dns", Text: fmt.Sprintf("the MX hosts of %s cannot be looked up", q.Domain)}
+	case r.refusal != nil:
+		return Wait{Reason: "turn", Text: r.refusal.reply.String()}
+	}
+	st := s.sites[r.key]
+	if st == nil {
+		return Wait{Reason: "turn", Site: r.name}
+	}
+	w := Wait{Site: st.name}
+	ready := 0
+	for lane := range st.ready {
+		ready += len(st.ready[lane])
+	}
+	window := min(st.window, s.cfg.MaxConnectionsPerSite)
+	switch {
+	case s.now().Before(st.resume):
+		w.Reason, w.Since, w.Until, w.Reply, w.Host = "suspended", st.paused, st.resume, st.reply, st.host
+		w.Text = fmt.Sprintf("paused after %d failures in a row", st.failures)
+	case st.starved && st.running == 0:
+		w.Reason = "connections"
+		w.Text = fmt.Sprintf("all connections are in use (delivery.max_connections = %d)", s.cfg.MaxConnections)
+	case st.running >= window:
+		w.Reason = "window"
+		w.Text = fmt.Sprintf("%d of %d connections of the site are busy, %d transactions are ready before it", st.running, window, ready)
+	default:
+		w.Reason = "turn"
+	}
+	return w
+}
