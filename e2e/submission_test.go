@@ -28,15 +28,21 @@ const korean = "Subject: =?utf-8?B?7ZWc6rWt7Ja0?=\r\nFrom: Shop <news@shop.examp
 // dial opens an authenticated go-smtp session over STARTTLS.
 func (r *relay) dial(l login) *smtp.Client {
 	r.t.Helper()
-	pool := x509.NewCertPool()
-	pem, err := os.ReadFile(r.ca)
-	require.NoError(r.t, err)
-	require.True(r.t, pool.AppendCertsFromPEM(pem))
-	c, err := smtp.DialStartTLS(fmt.Sprintf("127.0.0.1:%d", r.submission), &tls.Config{RootCAs: pool, ServerName: "localhost"})
+	c, err := smtp.DialStartTLS(fmt.Sprintf("127.0.0.1:%d", r.submission), r.trust())
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { _ = c.Close() })
 	require.NoError(r.t, c.Auth(sasl.NewPlainClient("", l.Username, l.Password)))
 	return c
+}
+
+// trust is a client's TLS configuration that knows the relay's certificate.
+func (r *relay) trust() *tls.Config {
+	r.t.Helper()
+	pool := x509.NewCertPool()
+	pem, err := os.ReadFile(r.ca)
+	require.NoError(r.t, err)
+	require.True(r.t, pool.AppendCertsFromPEM(pem))
+	return &tls.Config{RootCAs: pool, ServerName: "localhost"}
 }
 
 // submit sends one message and requires that it is accepted.
