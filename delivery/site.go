@@ -20,12 +20,12 @@ type site struct {
 	filling bool             // a goroutine leases
 	refill  [2]time.Time     // when the last lease came
 
-	running  int  // workers
-	bulk     int  // of them, those that send bulk
-	window   int  // workers allowed now
-	proven   bool // a session was opened since the last failure
-	starved  bool // waits for a connection in all
-	failures int  // pauses in a row
+	running  int       // workers
+	bulk     int       // of them, those that send bulk
+	window   int       // workers allowed now
+	proven   bool      // a session was opened since the last failure
+	starved  bool      // waits for a connection in all
+	failures int       // pauses in a row
 	paused   time.Time // when the first of them began
 	resume   time.Time
 	reply    mail.Reply // of the pause
