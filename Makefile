@@ -26,6 +26,18 @@ race: ## the same under the race detector
 e2e: build ## end-to-end tests of the real binaries with other people's clients and verifiers
 	RELAYD_E2E=full go test -count=1 -timeout 15m ./e2e/...
 
+.PHONY: crash
+crash: ## 200 kills of a relay under load, and kills at every named point
+	RELAYD_E2E=full RELAYD_E2E_KILLS=$${KILLS:-200} RELAYD_E2E_POINTS=12 go test -count=1 -timeout 30m -v -run 'Kill' ./e2e
+
+.PHONY: powerloss
+powerloss: ## 50 power losses of a relay under load; needs root and loop devices
+	RELAYD_E2E=full RELAYD_E2E_POWERLOSSES=$${LOSSES:-50} go test -count=1 -timeout 30m -v -run PowerLoss ./e2e
+
+.PHONY: faults
+faults: ## injected faults of the storage, full disks, damaged files; needs root, strace and loop devices
+	RELAYD_E2E=full RELAYD_E2E_FAULTS=20 go test -count=1 -timeout 30m -v -run 'Fault|Disk|Damage|Descriptor|Memory' ./e2e
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)
 	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, t[i]; n=0}' | \

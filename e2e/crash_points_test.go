@@ -19,7 +19,7 @@ func crashRelay(t *testing.T, o options) (*ledger, *sink, *relay, login) {
 		o.deliv = "connect_tries = 1"
 	}
 	r := newRelay(t, o)
-	r.mx("d0.example", "d1.example", "d2.example", "d3.example", "d4.example", "shop.example")
+	r.mx(ledgerDomains...)
 	return b, s, r, r.domain("shop.example")
 }
 

@@ -171,7 +171,7 @@ func TestKillsUnderLoad(t *testing.T) {
 	b := newLedger(t)
 	s := b.sink()
 	r := newRelay(t, options{mxPort: s.port, level: "info", extra: "[campaign]\npage_size = 50\n", deliv: "connect_tries = 1"})
-	r.mx("d0.example", "d1.example", "d2.example", "d3.example", "d4.example", "shop.example")
+	r.mx(ledgerDomains...)
 	l := r.domain("shop.example")
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -126,14 +126,15 @@ type relay struct {
 
 // options of a relay.
 type options struct {
-	mxPort int
-	level  string // of the log, "debug"
-	extra  string // appended to the configuration
-	retry  string // [delivery.retry] table body
-	deliv  string // keys of [delivery]
-	env    []string
-	data   string   // data directory, if not one of its own
-	wrap   []string // in front of the daemon's command line; it must exec
+	mxPort  int
+	level   string // of the log, "debug"
+	extra   string // appended to the configuration
+	retry   string // [delivery.retry] table body
+	deliv   string // keys of [delivery]
+	env     []string
+	domains []string // with an MX before relayd starts
+	data    string   // data directory, if not one of its own
+	wrap    []string // in front of the daemon's command line; it must exec
 }
 
 // newRelay writes a configuration and starts relayd.
@@ -150,6 +151,7 @@ func newRelay(t *testing.T, o options) *relay {
 	r.dns, err = resolvertest.NewServer(nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = r.dns.Close() })
+	r.mx(o.domains...)
 	r.ca = r.certificate()
 	if o.retry == "" {
 		o.retry = "attempts = 3\nfirst_delay = \"300ms\"\nmultiplier = 2.0\nmax_age = \"5m\""

@@ -63,6 +63,9 @@ type ledger struct {
 	chose    *rand.Rand
 }
 
+// ledgerDomains are the domains to which a ledger writes, and the one from which.
+var ledgerDomains = []string{"d0.example", "d1.example", "d2.example", "d3.example", "d4.example", "shop.example"}
+
 func newLedger(t *testing.T) *ledger {
 	return &ledger{
 		t: t, arrived: map[string]*arrival{}, notices: map[string]int{}, greyed: map[string]bool{}, asked: map[string]int{},
