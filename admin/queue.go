@@ -132,23 +132,33 @@ func className(c spool.Class) string {
 	return ""
 }
 
+// getQueue reads the message that the path names, with all its envelopes or with the one that is named.
+func (s *Server) getQueue(r *request) (*spool.Message, []spool.Info, error) {
+	text := r.PathValue("id")
+	if id, err := mail.ParseEnvelopeID(text); err == nil {
+		return s.deps.Queue.GetEnvelope(r.Context(), id)
+	}
+	id, err := mail.ParseQueueID(text)
+	if err != nil {
+		return nil, nil, notFound("message")
+	}
+	return s.deps.Queue.Get(r.Context(), id)
+}
+
 // showQueue takes a queue ID, or an envelope ID and then shows that envelope only.
 func (s *Server) showQueue(r *request) (api.QueueMessage, error) {
-	text := r.PathValue("id")
-	queueID, _, one := strings.Cut(text, ".")
+	queueID, _, one := strings.Cut(r.PathValue("id"), ".")
+	m, infos, err := s.getQueue(r)
+	if err != nil {
+		return api.QueueMessage{}, err
+	}
 	id, err := mail.ParseQueueID(queueID)
 	if err != nil {
 		return api.QueueMessage{}, notFound("message")
 	}
-	m, infos, err := s.deps.Queue.Get(r.Context(), id)
-	if err != nil {
-		return api.QueueMessage{}, err
-	}
 	out := api.QueueMessage{ID: id.String(), AcceptedAt: id.Time(), Envelopes: []api.QueueItem{}, Truncated: len(infos) >= api.MaxLimit}
 	for i := range infos {
-		if item := itemOf(&infos[i]); !one || item.ID == strings.ToLower(text) {
-			out.Envelopes = append(out.Envelopes, item)
-		}
+		out.Envelopes = append(out.Envelopes, itemOf(&infos[i]))
 	}
 	switch {
 	case m != nil:
@@ -162,6 +172,13 @@ func (s *Server) showQueue(r *request) (api.QueueMessage, error) {
 	}
 	if !r.caller.sees(out.Account) || one && len(out.Envelopes) == 0 {
 		return api.QueueMessage{}, notFound("message")
+	}
+	if len(out.Envelopes) <= maxTimelines {
+		for i := range out.Envelopes {
+			if out.Envelopes[i].Timeline, err = s.timeline(r, &out.Envelopes[i]); err != nil {
+				return api.QueueMessage{}, err
+			}
+		}
 	}
 	return out, nil
 }

@@ -102,6 +102,9 @@ func (s *Server) table() []route {
 			"campaign", "domain", "from", "to", "state", "class", "reply", "older_than_seconds", "limit", "cursor"),
 		get("/v1/queue/stats", "queue:read", "Count envelopes", gives(s.queueStats), "queues"),
 		get("/v1/queue/{id}", "queue:read", "Show a message with its envelopes", gives(s.showQueue)),
+		get("/v1/queue/{id}/why", "queue:read", "Say what the envelopes of a message wait for", gives(s.whyQueue)),
+		get("/v1/history", "queue:read", "List final outcomes, those settled last first", gives(s.listHistory), "to", "message_id",
+			"id", "account", "limit", "cursor"),
 		post("/v1/queue/actions", "queue:write", "Hold, release, retry or fail envelopes", ok, takes(s.queueAction)),
 
 		get("/v1/suppressions", "suppressions:read", "List suppressed addresses", gives(s.listSuppressions),

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"relayd/campaign"
+	"relayd/delivery"
 	"relayd/dkim"
 	"relayd/internal/account"
 	"relayd/internal/api"
@@ -53,10 +54,20 @@ type Unsubscriber interface {
 type Queue interface {
 	List(ctx context.Context, sel spool.Selector, cursor string, limit int) ([]spool.Info, string, error)
 	Get(ctx context.Context, id mail.QueueID) (*spool.Message, []spool.Info, error)
+	GetEnvelope(ctx context.Context, id mail.EnvelopeID) (*spool.Message, []spool.Info, error)
 	Act(ctx context.Context, a spool.Action, sel spool.Selector, who, why string, dryRun bool) (spool.ActResult, error)
 	Stats(ctx context.Context) (spool.Stats, error)
 	QueueStats() []spool.QueueStat
 	InDoubt() int
+	Notes(ctx context.Context, id mail.EnvelopeID, most int) ([]spool.Note, error)
+	QueueWait(q spool.Queue) spool.QueueWait
+	LeasedSince(id mail.EnvelopeID) time.Time
+	History(ctx context.Context, q spool.HistoryQuery, cursor string, limit int) ([]spool.OutcomeRecord, string, error)
+}
+
+// Waits tells what delivery makes a queue wait for: delivery.Scheduler.
+type Waits interface {
+	Waiting(ctx context.Context, q spool.Queue) delivery.Wait
 }
 
 // Deps are what a Server works with. All are needed unless said otherwise.
@@ -65,6 +76,7 @@ type Deps struct {
 	Accounts    *account.Store
 	Events      *event.Log
 	Queue       Queue
+	Waits       Waits // nil: what delivery knows is left out
 	Keys        *dkim.Keyring
 	Suppression *suppression.List
 	Intake      Accepter

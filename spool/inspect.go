@@ -261,6 +261,21 @@ func (s *Store) List(ctx context.Context, sel Selector, cursor string, limit int
 // Get returns one message and its envelopes, live ones and then finished ones, at most 1,000 each. The message is nil
 // when only outcomes are left. ErrNotFound when nothing is known of it.
 func (s *Store) Get(ctx context.Context, id mail.QueueID) (*Message, []Info, error) {
+	return s.get(ctx, id, ^uint64(0), maxPage)
+}
+
+// GetEnvelope is Get for one envelope.
+func (s *Store) GetEnvelope(ctx context.Context, id mail.EnvelopeID) (*Message, []Info, error) {
+	m, infos, err := s.get(ctx, id.Message, id.N-1, 1)
+	infos = slices.DeleteFunc(infos, func(i Info) bool { return i.Envelope.ID != id })
+	if err == nil && len(infos) == 0 {
+		err = fmt.Errorf("get envelope %s: %w", id, ErrNotFound)
+	}
+	return m, infos, err
+}
+
+// get reads a message with most live and most finished envelopes behind after.
+func (s *Store) get(ctx context.Context, id mail.QueueID, after uint64, most int) (*Message, []Info, error) {
 	var m *Message
 	err := s.db.View(ctx, func(tx kv.Tx) error {
 		v, err := tx.Get(tableMessage, id[:])
@@ -272,11 +287,11 @@ func (s *Store) Get(ctx context.Context, id mail.QueueID) (*Message, []Info, err
 	if err != nil {
 		return nil, nil, fmt.Errorf("get message %s: %w", id, err)
 	}
-	infos, err := s.ListEnvelopes(ctx, id, ^uint64(0), maxPage)
+	infos, err := s.ListEnvelopes(ctx, id, after, most)
 	if err != nil {
 		return nil, nil, err
 	}
-	outcomes, err := s.ListOutcomes(ctx, id, ^uint64(0), maxPage)
+	outcomes, err := s.ListOutcomes(ctx, id, after, most)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -140,6 +140,14 @@ func TestAgainstTheDaemon(t *testing.T) {
 	r.json(&m, "", "queue", "show", s.QueueID)
 	require.Len(t, m.Envelopes, 2)
 	require.Equal(t, "news@shop.example", m.From)
+	require.Equal(t, "accepted", m.Envelopes[0].Timeline[0].Event)
+	require.Equal(t, "deferred", m.Envelopes[0].Timeline[1].Event)
+	var why api.QueueWhy
+	r.json(&why, "", "why", s.QueueID)
+	require.Len(t, why.Envelopes, 2)
+	require.Equal(t, "dns", why.Envelopes[0].Reason)
+	require.False(t, why.Envelopes[0].Until.IsZero())
+	require.NotEmpty(t, why.Envelopes[0].Replies)
 
 	var res api.QueueActionResult
 	r.json(&res, "", "queue", "hold", "to=ann@slow.example", "--dry-run")
@@ -148,6 +156,9 @@ func TestAgainstTheDaemon(t *testing.T) {
 	require.EqualValues(t, 2, stats.Queued)
 	require.Zero(t, stats.Held, "a dry run changes nothing")
 	r.json(&res, "", "queue", "hold", list.Data[0].ID, "--reason", "test")
+	r.json(&why, "", "why", list.Data[0].ID)
+	require.Equal(t, "held", why.Envelopes[0].Reason)
+	require.Contains(t, why.Envelopes[0].Text, "(test)")
 	r.json(&stats, "", "queue", "stats", "--queues", "5")
 	require.EqualValues(t, 1, stats.Held)
 	require.Len(t, stats.Outcomes, 6)

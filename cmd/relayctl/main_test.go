@@ -139,6 +139,8 @@ func answers() map[string]string {
 	return map[string]string{
 		"GET /v1/queue":                              `{"data":[` + queueItem + `],"has_more":false}`,
 		"GET /v1/queue/0hzx3k9m2q7v5c8d1f40":         `{"id":"0hzx3k9m2q7v5c8d1f40","account":"default","stream":"s","class":"bulk","from":"a@example.net","subject":"Hi","size":120,"accepted_at":"2026-11-20T09:00:00Z","envelopes":[` + queueItem + `]}`,
+		"GET /v1/queue/0hzx3k9m2q7v5c8d1f40/why":     `{"id":"0hzx3k9m2q7v5c8d1f40","account":"default","stream":"s","from":"a@example.net","accepted_at":"2026-11-20T09:00:00Z","waiting":{"suspended":1},"envelopes":[{"id":"0hzx3k9m2q7v5c8d1f40.0","to":"ann@example.com","state":"deferred","reason":"suspended","text":"paused after 2 failures in a row","site":"mx.example.com","since":"2026-11-20T09:00:00Z","until":"2026-11-20T10:00:00Z","attempts":1,"replies":[{"at":"2026-11-20T09:00:00Z","event":"deferred","attempt":1,"host":"mx.example.com[192.0.2.1]","reply":{"code":451,"enhanced":"4.7.1","text":"later"}}]}]}`,
+		"GET /v1/history":                            `{"data":[{"id":"0hzx3k9m2q7v5c8d1f40.0","message":"0hzx3k9m2q7v5c8d1f40","state":"delivered","account":"default","stream":"s","class":"","from":"a@example.net","to":"ann@example.com","attempts":2,"accepted_at":"2026-11-20T09:00:00Z","settled_at":"2026-11-20T09:00:05Z","last_host":"mx.example.com","tls":"TLS1.3","last_reply":{"code":250,"text":"OK"}}],"has_more":false}`,
 		"GET /v1/queue/stats":                        `{"queued":3,"ready":1,"deferred":1,"held":1,"leased":0,"in_doubt":0,"outcomes":{"delivered":7,"bounced":1,"failed":0,"expired":0,"suppressed":2,"cancelled":0}}`,
 		"POST /v1/queue/actions":                     `{"action":"hold","dry_run":true,"matched":4,"changed":3,"in_flight":1,"unchanged":0}`,
 		"GET /v1/suppressions":                       `{"data":[` + suppressed + `],"has_more":false}`,
@@ -180,6 +182,8 @@ func TestOutput(t *testing.T) {
 	for name, args := range map[string]string{
 		"queue_list":           "queue list domain=example.com state=deferred",
 		"queue_show":           "queue show 0hzx3k9m2q7v5c8d1f40",
+		"queue_history":        "queue history to=ann@example.com",
+		"why":                  "why 0hzx3k9m2q7v5c8d1f40",
 		"queue_stats":          "queue stats",
 		"queue_hold":           "queue hold domain=example.com --dry-run",
 		"suppression_add":      "suppression add ann@example.com",

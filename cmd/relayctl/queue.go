@@ -28,7 +28,7 @@ selector words, all of which must match:
   'age>2h'              accepted longer ago than that`,
 		Example: "  relayctl queue list domain=example.com state=deferred",
 	})
-	c.AddCommand(a.queueList(), a.queueShow(), a.queueStats(),
+	c.AddCommand(a.queueList(), a.queueShow(), a.queueHistory(), a.queueStats(),
 		a.queueAction("hold", "Stop attempts until release", "held"),
 		a.queueAction("release", "Let held envelopes go on", "released"),
 		a.queueAction("retry", "Attempt at once instead of at the next due time", "due now"),
@@ -124,7 +124,14 @@ func (a *app) queueShow() *cobra.Command {
 				if err := printTable(a.out, head); err != nil {
 					return err
 				}
-				return printTable(a.out, t)
+				if err := printTable(a.out, t); err != nil {
+					return err
+				}
+				steps := timelineRows(&m)
+				if len(steps.data) == 0 {
+					return nil
+				}
+				return printTable(a.out, steps)
 			})
 		},
 	}

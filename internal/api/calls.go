@@ -67,6 +67,21 @@ func (c *Client) QueueMessage(ctx context.Context, id string) (QueueMessage, err
 	return get[QueueMessage](ctx, c, "/v1/queue/"+url.PathEscape(id), nil)
 }
 
+// QueueWhy says what the envelopes of a message wait for, by its queue ID or by an envelope ID.
+func (c *Client) QueueWhy(ctx context.Context, id string) (QueueWhy, error) {
+	return get[QueueWhy](ctx, c, "/v1/queue/"+url.PathEscape(id)+"/why", nil)
+}
+
+// History lists final outcomes, those settled last first.
+func (c *Client) History(ctx context.Context, q HistoryQuery, l List) (Page[QueueItem], error) {
+	v := l.values()
+	setIf(v, "to", q.To)
+	setIf(v, "message_id", q.MessageID)
+	setIf(v, "id", q.ID)
+	setIf(v, "account", q.Account)
+	return get[Page[QueueItem]](ctx, c, "/v1/history", v)
+}
+
 // QueueStats counts; queues is how many of the largest queues are listed.
 func (c *Client) QueueStats(ctx context.Context, queues int) (QueueStats, error) {
 	v := url.Values{}

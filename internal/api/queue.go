@@ -28,7 +28,50 @@ type QueueItem struct {
 	TLS         string      `json:"tls,omitempty"`
 	Reason      string      `json:"reason,omitempty"`
 	Subject     string      `json:"subject,omitempty"`
+	MessageID   string      `json:"message_id,omitempty"`
 	Size        int64       `json:"size,omitempty"`
+	Timeline    []QueueStep `json:"timeline,omitempty"` // of GET /v1/queue/{id}, for messages of few envelopes
+}
+
+// QueueStep is one thing that happened to an envelope.
+type QueueStep struct {
+	At      time.Time   `json:"at"`
+	Event   string      `json:"event"` // accepted, deferred, held, released, retried, moved, or the outcome
+	Attempt int         `json:"attempt,omitempty"`
+	Reply   *mail.Reply `json:"reply,omitempty"`
+	Host    string      `json:"host,omitempty"`
+	TLS     string      `json:"tls,omitempty"`
+	Reason  string      `json:"reason,omitempty"`
+	Who     string      `json:"who,omitempty"` // of an action
+	Why     string      `json:"why,omitempty"`
+}
+
+// QueueWhy says for each envelope of a message what it waits for.
+type QueueWhy struct {
+	ID         string         `json:"id"`
+	Account    string         `json:"account"`
+	Stream     string         `json:"stream"`
+	Campaign   string         `json:"campaign,omitempty"`
+	From       string         `json:"from"`
+	AcceptedAt time.Time      `json:"accepted_at"`
+	ExpiresAt  time.Time      `json:"expires_at,omitzero"`
+	Envelopes  []EnvelopeWhy  `json:"envelopes"`           // those that wait first, at most 100
+	Waiting    map[string]int `json:"waiting"`             // envelopes by reason
+	Truncated  bool           `json:"truncated,omitempty"` // it has more envelopes than are shown
+}
+
+// EnvelopeWhy is the one answer for one envelope.
+type EnvelopeWhy struct {
+	ID       string      `json:"id"`
+	To       string      `json:"to"`
+	State    string      `json:"state"`          // ready, deferred, held, leased, or an outcome
+	Reason   string      `json:"reason"`         // finished, attempt, held, paused, retry, scheduled, suspended, dns, connections, window, turn
+	Text     string      `json:"text"`           // the same for people
+	Site     string      `json:"site,omitempty"` // set of MX hosts, by the first one
+	Since    time.Time   `json:"since,omitzero"`
+	Until    time.Time   `json:"until,omitzero"`
+	Attempts int         `json:"attempts"`
+	Replies  []QueueStep `json:"replies"` // the last three, oldest first
 }
 
 // QueueMessage is a message with its envelopes, the finished ones too.
@@ -49,6 +92,14 @@ type QueueMessage struct {
 	Header     string      `json:"header,omitempty"`
 	Envelopes  []QueueItem `json:"envelopes"`
 	Truncated  bool        `json:"truncated,omitempty"` // it has more envelopes than are shown
+}
+
+// HistoryQuery asks for final outcomes: exactly one of To, MessageID and ID is given.
+type HistoryQuery struct {
+	To        string
+	MessageID string
+	ID        string // queue ID or envelope ID
+	Account   string // for callers with rights on all
 }
 
 // QueueStats counts envelopes. Outcomes are since the store was made.
