@@ -94,6 +94,8 @@ type evaluation struct {
 	several string   // the name that has more than one record
 	failed  error    // what the DNS did not tell
 	absent  bool     // the domain does not exist
+
+	validated []string // names of ip that have ip; nil: not asked yet
 }
 
 // trace listens to the library for the terms that decide. Its format is not a promise of the library; the table test
@@ -107,7 +109,7 @@ func (e *evaluation) trace(format string, a ...any) {
 		e.deeds = append(e.deeds, q[a[0]])
 	case strings.HasPrefix(format, "%q") && strings.HasSuffix(format, "%v, %v") && len(a) == 3:
 		if term, ok := a[0].(string); ok {
-			e.deeds = append(e.deeds, term)
+			e.deeds = append(e.deeds, strings.ReplaceAll(term, slash, "/"))
 		}
 	}
 }
@@ -190,6 +192,7 @@ func errText(errs ...error) string {
 
 // LookupTXT is a method of spf.DNSResolver; it only ever asks for SPF records.
 func (e *evaluation) LookupTXT(ctx context.Context, name string) ([]string, error) {
+	name = strings.ReplaceAll(name, slash, "/")
 	txts, err := e.r.LookupTXT(ctx, name)
 	if err != nil {
 		e.absent = e.absent || strings.EqualFold(name, e.domain) && errors.Is(err, resolver.ErrNXDomain)
@@ -208,17 +211,19 @@ func (e *evaluation) LookupTXT(ctx context.Context, name string) ([]string, erro
 		e.several = name
 		return records, nil // the library makes it a permerror
 	}
-	for _, record := range records {
+	for i, record := range records {
 		if err := checkSyntax(record); err != nil {
 			e.syntax = fmt.Errorf("record of %s: %w", name, err)
 			return nil, &net.DNSError{Err: e.syntax.Error(), Name: name}
 		}
+		records[i] = e.rewrite(ctx, name, record)
 	}
 	return records, nil
 }
 
 // LookupMX is a method of spf.DNSResolver. There is no implicit exchanger here (RFC 7208 section 5.4).
 func (e *evaluation) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
+	name = strings.ReplaceAll(name, slash, "/")
 	records, err := e.r.LookupMXRecords(ctx, name)
 	if err != nil {
 		return nil, e.dnsError(name, err)
@@ -232,6 +237,7 @@ func (e *evaluation) LookupMX(ctx context.Context, name string) ([]*net.MX, erro
 
 // LookupIPAddr is a method of spf.DNSResolver. IPv6 addresses are nothing to an IPv4 client (RFC 7208 section 5).
 func (e *evaluation) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
+	host = strings.ReplaceAll(host, slash, "/")
 	ips, err := e.r.LookupIP(ctx, host)
 	if err != nil {
 		return nil, e.dnsError(host, err)
