@@ -88,7 +88,10 @@ func (a *App) openStores(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("make data directory: %w", err)
 	}
-	a.db, err = kv.OpenBolt(filepath.Join(a.cfg.DataDir, spoolFile), kv.BoltOptions{Metrics: kv.NewMetrics(a.metrics)})
+	a.db, err = kv.OpenBolt(filepath.Join(a.cfg.DataDir, spoolFile), kv.BoltOptions{
+		Metrics: kv.NewMetrics(a.metrics),
+		Failed:  func(err error) { a.log.Error("storage.failed", "err", err) },
+	})
 	if errors.Is(err, kv.ErrInUse) {
 		return fmt.Errorf("another relayd runs on %s: stop it or choose another data_dir: %w", a.cfg.DataDir, err)
 	}

@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -46,6 +48,8 @@ const mapSize = 16 << 30
 type BoltOptions struct {
 	NoSync  bool // tests only: a commit is not made durable
 	Metrics *Metrics
+	// Failed is called once, with an error that wraps ErrStorageFailed, when the store ends writing for good.
+	Failed func(error)
 }
 
 // Bolt is the embedded engine: one bbolt file, one process. Updates are group-committed: one committer goroutine takes
@@ -53,6 +57,7 @@ type BoltOptions struct {
 type Bolt struct {
 	db      *bolt.DB
 	metrics *Metrics
+	onFail  func(error)
 
 	mu      sync.Mutex
 	waiting []*call
@@ -90,7 +95,12 @@ func openFile(path string, opts BoltOptions) (*bolt.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = walk(db)
+	if !opts.NoSync { // one that was never synced may be shorter than the pages that it has given out
+		err = whole(db)
+	}
+	if err == nil {
+		err = walk(db)
+	}
 	if closeErr := db.Close(); err == nil {
 		err = closeErr
 	}
@@ -103,7 +113,22 @@ func openFile(path string, opts BoltOptions) (*bolt.DB, error) {
 		InitialMmapSize: mapSize,
 		NoSync:          opts.NoSync,
 		NoGrowSync:      opts.NoSync,
-		NoStatistics:    true,
+	})
+}
+
+// whole tells whether the file has every page that it has given out.
+func whole(db *bolt.DB) error {
+	return undamaged(func() error {
+		info, err := os.Stat(db.Path())
+		if err != nil {
+			return err
+		}
+		return db.View(func(tx *bolt.Tx) error {
+			if info.Size() < tx.Size() {
+				return fmt.Errorf("%w: it has %d bytes and should have %d", ErrDamaged, info.Size(), tx.Size())
+			}
+			return nil
+		})
 	})
 }
 
@@ -129,7 +154,11 @@ func walk(db *bolt.DB) error {
 func undamaged(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil {
+		switch p := recover().(type) {
+		case nil:
+		case runtime.Error: // a nil pointer, an index or an address that a page led to
+			err = fmt.Errorf("%w: a page refers to what is not there", ErrDamaged)
+		default:
 			err = fmt.Errorf("%w: %v", ErrDamaged, p)
 		}
 	}()
@@ -139,13 +168,18 @@ func undamaged(fn func() error) (err error) {
 // openBolt opens the file with names of ours for the errors of bbolt. It creates nothing.
 func openBolt(path string, opts bolt.Options) (db *bolt.DB, err error) {
 	opts.Timeout = time.Millisecond // one try
-	opts.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
-		return os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
+	var file *os.File
+	opts.OpenFile = func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+		file, err = os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
+		return file, err
 	}
 	err = undamaged(func() (err error) {
 		db, err = bolt.Open(path, 0o600, &opts)
 		return err
 	})
+	if err == nil && !stillNamed(file, path) { // Compact has put another file in its place before it was locked
+		return nil, errors.Join(ErrInUse, db.Close())
+	}
 	switch {
 	case err == nil:
 		return db, nil
@@ -154,7 +188,25 @@ func openBolt(path string, opts bolt.Options) (db *bolt.DB, err error) {
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
+	if _, ok := errors.AsType[*fs.PathError](err); !ok && !errors.Is(err, ErrDamaged) && !isErrno(err) {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err) // bbolt has no name for it: "file size too small"
+	}
 	return nil, err
+}
+
+func isErrno(err error) bool {
+	_, ok := errors.AsType[syscall.Errno](err)
+	return ok
+}
+
+// stillNamed tells whether path names the open file.
+func stillNamed(f *os.File, path string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, named)
 }
 
 // createBolt makes an empty store where there is none. It is built beside path and linked into place, so that a file

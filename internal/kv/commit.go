@@ -193,11 +193,16 @@ func (b *Bolt) failure(err error) error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.failed == nil {
+	first := b.failed == nil
+	if first {
 		b.failed = fmt.Errorf("%w: %w", ErrStorageFailed, err)
 	}
-	return b.failed
+	err = b.failed
+	b.mu.Unlock()
+	if first && b.onFail != nil {
+		b.onFail(err)
+	}
+	return err
 }
 
 func isNoSpace(err error) bool {

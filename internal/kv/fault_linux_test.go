@@ -69,7 +69,8 @@ func TestFullDiskHarmsOnlyItsBatch(t *testing.T) {
 func TestFailedSyncEndsWriting(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "kv.db")
-	db, err := kv.OpenBolt(path, kv.BoltOptions{})
+	var told []error
+	db, err := kv.OpenBolt(path, kv.BoltOptions{Failed: func(err error) { told = append(told, err) }})
 	require.NoError(t, err)
 	put := func(key string) error {
 		return db.Update(t.Context(), func(tx kv.Tx) error { return tx.Put("t", []byte(key), []byte("v")) })
@@ -80,6 +81,8 @@ func TestFailedSyncEndsWriting(t *testing.T) {
 	undo()
 	require.ErrorIs(t, put("after"), kv.ErrStorageFailed, "it must not carry on as if the data were safe")
 	require.ErrorIs(t, db.Err(), kv.ErrStorageFailed)
+	require.Len(t, told, 1)
+	require.ErrorIs(t, told[0], kv.ErrStorageFailed)
 	require.NoError(t, db.View(t.Context(), func(tx kv.Tx) error {
 		v, err := tx.Get("t", []byte("before"))
 		require.NotNil(t, v)
