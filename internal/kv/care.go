@@ -1,0 +1,199 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// This file is the care of a store's file. All of it but Backup and Space is for a store that no daemon has open.
+
+// ErrReadOnly is returned by Update on a store that OpenReadOnly opened.
+var ErrReadOnly = errors.New("store is open for reading only")
+
+// ErrNoSpace says that there is too little room on the file system for what was asked.
+var ErrNoSpace = errors.New("too little free space")
+
+// OpenReadOnly opens the store at path to look at it. It makes nothing and changes nothing; ErrInUse while a daemon has
+// it, ErrDamaged as for OpenBolt.
+func OpenReadOnly(path string) (*Bolt, error) {
+	db, err := openBolt(path, bolt.Options{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	if err := walk(db); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
+	}
+	b := &Bolt{db: db, failed: ErrReadOnly, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	close(b.done)
+	return b, nil
+}
+
+// CheckPages examines every page of the store at path and tells what is wrong with each. The error is for what kept it
+// from looking; ErrDamaged where the file cannot be read at all.
+func CheckPages(ctx context.Context, path string, found func(string)) error {
+	db, err := openBolt(path, bolt.Options{ReadOnly: true, PreLoadFreelist: false})
+	if err != nil {
+		return fmt.Errorf("check store %s: %w", path, err)
+	}
+	err = walk(db) // the engine's own check runs in a goroutine, where a fault in the mapped file would end the process
+	if err == nil {
+		err = checkPages(ctx, db, found)
+	}
+	if closeErr := db.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("check store %s: %w", path, err)
+	}
+	return nil
+}
+
+func checkPages(ctx context.Context, db *bolt.DB, found func(string)) error {
+	tx, err := db.Begin(false)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // a read-only transaction
+	for problem := range tx.Check() {
+		if ctx.Err() == nil {
+			found(problem.Error())
+		}
+	}
+	return ctx.Err()
+}
+
+// compactBytes is what one transaction of Compact copies.
+const compactBytes = 32 << 20
+
+// Compact writes the store at path anew without its free pages and puts the new file in place of the old one. The new
+// file is durable before it gets the name: a crash leaves the old store or the new one, and beside it at most a file that
+// the next Compact removes. ErrInUse while a daemon has the store, ErrNoSpace when the copy might not fit.
+func Compact(ctx context.Context, path string) (before, after int64, err error) {
+	before, after, err = compact(ctx, path)
+	if err != nil {
+		return before, after, fmt.Errorf("compact store %s: %w", path, err)
+	}
+	return before, after, nil
+}
+
+func compact(ctx context.Context, path string) (before, after int64, err error) {
+	src, err := openFile(path, BoltOptions{}) // for writing: nobody else may look at it, or begin the same
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	before = info.Size()
+	dir, pattern := filepath.Dir(path), "."+filepath.Base(path)+".compact-*"
+	left, _ := filepath.Glob(filepath.Join(dir, pattern)) // the pattern is ours
+	for _, name := range left {
+		if err := os.Remove(name); err != nil {
+			return before, 0, err
+		}
+	}
+	free, err := FreeSpace(dir)
+	if err != nil {
+		return before, 0, err
+	}
+	if used := before - freeBytes(src); free < used+used/10+compactBytes {
+		return before, 0, fmt.Errorf("%w: %d bytes for a copy of %d", ErrNoSpace, free, used)
+	}
+	f, err := os.CreateTemp(dir, pattern)
+	if err != nil {
+		return before, 0, err
+	}
+	temp := f.Name()
+	defer os.Remove(temp) //nolint:errcheck // a left-over name, or none after the rename
+	if err := f.Close(); err != nil {
+		return before, 0, err
+	}
+	if err := copyStore(ctx, temp, src); err != nil {
+		return before, 0, err
+	}
+	if info, err = os.Stat(temp); err != nil {
+		return before, 0, err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return before, 0, err
+	}
+	return before, info.Size(), syncDir(dir)
+}
+
+// copyStore makes a dense and durable copy of src in the empty file at path, and reads it once.
+func copyStore(ctx context.Context, path string, src *bolt.DB) error {
+	dst, err := bolt.Open(path, 0o600, &bolt.Options{NoFreelistSync: true, FreelistType: bolt.FreelistMapType, NoSync: true})
+	if err != nil {
+		return err
+	}
+	err = undamaged(func() error { return bolt.Compact(dst, src, compactBytes) })
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = dst.Sync()
+	}
+	if err == nil {
+		err = walk(dst)
+	}
+	return errors.Join(err, dst.Close())
+}
+
+// Backup streams one snapshot of the store, as a whole file, to what to returns for its size. Updates go on meanwhile;
+// the pages that they free are not used again before the end, so a slow reader makes the file grow.
+func (b *Bolt) Backup(ctx context.Context, to func(size int64) (io.Writer, error)) error {
+	tx, err := b.db.Begin(false)
+	if err != nil {
+		return fmt.Errorf("begin backup: %w", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // a read-only transaction
+	w, err := to(tx.Size())
+	if err != nil {
+		return err
+	}
+	if _, err := tx.WriteTo(contextWriter{ctx, w}); err != nil {
+		return fmt.Errorf("write backup: %w", err)
+	}
+	return nil
+}
+
+// contextWriter ends writing with its context.
+type contextWriter struct {
+	ctx context.Context //nolint:containedctx // io.Writer has no room for one
+	w   io.Writer
+}
+
+func (c contextWriter) Write(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.w.Write(p)
+}
+
+// Space is what the store can still write, in bytes: free on the file system, and free inside its file.
+func (b *Bolt) Space() (disk, inside int64, err error) {
+	disk, err = FreeSpace(filepath.Dir(b.db.Path()))
+	return disk, freeBytes(b.db), err
+}
+
+func freeBytes(db *bolt.DB) int64 {
+	return int64(db.Stats().FreePageN) * int64(db.Info().PageSize)
+}
+
+// FreeSpace is what an ordinary process can still write to the file system of dir, in bytes.
+func FreeSpace(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("ask for free space of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec,unconvert // far below 63 bits; the type differs between systems
+}
