@@ -83,7 +83,7 @@ func OpenBolt(path string, opts BoltOptions) (b *Bolt, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, err)
 	}
-	b = &Bolt{db: db, metrics: opts.Metrics, ends: map[Table][]byte{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	b = &Bolt{db: db, metrics: opts.Metrics, onFail: opts.Failed, ends: map[Table][]byte{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go b.run()
 	return b, nil
 }
