@@ -78,9 +78,9 @@ func (t *taking) setTags(v string) error {
 		if !slices.Contains(t.tags, tag) {
 			t.tags = append(t.tags, tag)
 		}
-	}
-	if len(t.tags) > maxTags {
-		return badValue(fmt.Sprintf("more than %d tags", maxTags))
+		if len(t.tags) > maxTags {
+			return badValue(fmt.Sprintf("more than %d tags", maxTags))
+		}
 	}
 	return nil
 }
