@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -275,8 +276,8 @@ func (r *Reservation) PutTx(tx kv.Tx) error {
 	r.q.mu.Lock()
 	for _, l := range r.limits {
 		u := r.q.of(l.subject)
-		for i := len(u.slots) - 1; i >= 0; i-- {
-			if s := u.slots[i]; s.number <= r.slot || i == 0 {
+		for i, s := range slices.Backward(u.slots) {
+			if s.number <= r.slot || i == 0 {
 				v := append(make([]byte, 0, 17), recordVersion)
 				v = binary.BigEndian.AppendUint64(v, uint64(max(s.count, 0)))          //nolint:gosec // not negative
 				v = binary.BigEndian.AppendUint64(v, uint64(max(u.due.UnixNano(), 0))) //nolint:gosec // not negative

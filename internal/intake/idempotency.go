@@ -72,7 +72,7 @@ func (t *taking) fingerprint() [sha256.Size]byte {
 // claimKey makes the key the message's, in the transaction that stores it. It fails with errRepeated where an equal
 // message had it before, with errKeyReused where another one had.
 func (t *taking) claimKey() func(kv.Tx) error {
-	key, print := t.keyRow(), t.fingerprint()
+	key, content := t.keyRow(), t.fingerprint()
 	return func(tx kv.Tx) error {
 		old, err := tx.Get(keyTable, key)
 		if err != nil {
@@ -84,13 +84,13 @@ func (t *taking) claimKey() func(kv.Tx) error {
 				return err
 			}
 			if was.at.After(t.now.Add(-keyLife)) {
-				if was.print == print {
+				if was.content == content {
 					return errRepeated{was.id}
 				}
 				return errKeyReused
 			}
 		}
-		row := append([]byte{keyVersion}, print[:]...)
+		row := append([]byte{keyVersion}, content[:]...)
 		row = append(row, t.id[:]...)
 		at := nanos(t.now)
 		if err := tx.Put(keyTable, key, append(row, at...)); err != nil {
@@ -101,9 +101,9 @@ func (t *taking) claimKey() func(kv.Tx) error {
 }
 
 type usedKey struct {
-	print [sha256.Size]byte
-	id    mail.QueueID
-	at    time.Time
+	content [sha256.Size]byte
+	id      mail.QueueID
+	at      time.Time
 }
 
 func decodeKeyRow(b []byte) (usedKey, error) {
@@ -112,7 +112,7 @@ func decodeKeyRow(b []byte) (usedKey, error) {
 		return k, errors.New("idempotency key: unknown record version")
 	}
 	b = b[1:]
-	b = b[copy(k.print[:], b):]
+	b = b[copy(k.content[:], b):]
 	b = b[copy(k.id[:], b):]
 	k.at = time.Unix(0, int64(binary.BigEndian.Uint64(b))) //nolint:gosec // written from 63 bits
 	return k, nil

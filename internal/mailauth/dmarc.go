@@ -28,7 +28,7 @@ type DMARC struct {
 	np  string // policy of subdomains that do not exist, "" for that of subdomains
 }
 
-// ErrBadDMARC: there is a DMARC record that receivers take no notice of.
+// ErrBadDMARC says that there is a DMARC record that receivers take no notice of.
 var ErrBadDMARC = errors.New("bad DMARC record")
 
 // maxDMARCLabels is from where on names that are too long are shortened at once (RFC 9989 section 4.10): at most eight

@@ -36,6 +36,7 @@ func (r records) LookupIP(_ context.Context, host string) ([]netip.Addr, error) 
 func (records) LookupMXRecords(context.Context, string) ([]resolver.MX, error) {
 	return nil, resolver.ErrNoData
 }
+
 func (records) LookupPTR(context.Context, netip.Addr) ([]string, error) {
 	return nil, resolver.ErrNoData
 }
