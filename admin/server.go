@@ -76,7 +76,8 @@ type Deps struct {
 	Accounts    *account.Store
 	Events      *event.Log
 	Queue       Queue
-	Waits       Waits // nil: what delivery knows is left out
+	Backup      Backup // nil: no backups
+	Waits       Waits  // nil: what delivery knows is left out
 	Keys        *dkim.Keyring
 	Suppression *suppression.List
 	Intake      Accepter

@@ -82,6 +82,11 @@ func (c *Client) History(ctx context.Context, q HistoryQuery, l List) (Page[Queu
 	return get[Page[QueueItem]](ctx, c, "/v1/history", v)
 }
 
+// Backup streams a backup of the data directory, a tar file, to w and returns its length. Admin socket only.
+func (c *Client) Backup(ctx context.Context, w io.Writer) (int64, error) {
+	return c.Download(ctx, "/v1/backup", nil, w)
+}
+
 // QueueStats counts; queues is how many of the largest queues are listed.
 func (c *Client) QueueStats(ctx context.Context, queues int) (QueueStats, error) {
 	v := url.Values{}

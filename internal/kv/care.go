@@ -186,7 +186,8 @@ func (b *Bolt) Space() (disk, inside int64, err error) {
 }
 
 func freeBytes(db *bolt.DB) int64 {
-	return int64(db.Stats().FreePageN) * int64(db.Info().PageSize)
+	st := db.Stats()
+	return int64(st.FreePageN+st.PendingPageN) * int64(db.Info().PageSize)
 }
 
 // FreeSpace is what an ordinary process can still write to the file system of dir, in bytes.
