@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/emersion/go-sasl"
@@ -12,10 +13,28 @@ import (
 	"relayd/internal/mail"
 )
 
-// mechanisms are offered in this order.
-const mechanisms = "PLAIN LOGIN"
-
 var errAuthFailed = refuse(535, 7, 8, "Authentication credentials are invalid")
+
+// Verifiers is what an Authenticator must be able to do for SCRAM to be offered: account.Store. For a name that it does
+// not know it returns account.ErrBadCredentials, with a verifier that looks like any other.
+type Verifiers interface {
+	Scram(ctx context.Context, username string) (account.Credential, account.Scram, error)
+}
+
+// mechanisms are those that are offered now, in this order.
+func (s *session) mechanisms() []string {
+	list := []string{sasl.Plain, sasl.Login}
+	if _, ok := s.srv.deps.Authenticator.(Verifiers); ok {
+		list = append(list, scramSHA256)
+		if s.tls != "" {
+			list = append(list, scramSHA256Plus)
+		}
+	}
+	if s.srv.oauth != nil {
+		list = append(list, sasl.OAuthBearer)
+	}
+	return list
+}
 
 // auth runs one AUTH exchange (RFC 4954). Nothing of it is logged but its result and, when it was right, the user.
 func (s *session) auth(ctx context.Context, arg string) {
@@ -34,43 +53,50 @@ func (s *session) auth(ctx context.Context, arg string) {
 	case s.cred != nil:
 		s.refuse(refuse(503, 5, 1, "Already authenticated"))
 		return
-	}
-	var cred *account.Credential
-	mech := s.mechanism(ctx, name, &cred)
-	if mech == nil {
-		s.refuse(refuse(504, 5, 4, "Mechanism is not known here, use one of "+mechanisms))
+	case !slices.Contains(s.mechanisms(), name):
+		s.refuse(refuse(504, 5, 4, "Mechanism is not known here, use one of "+strings.Join(s.mechanisms(), " ")))
 		return
 	}
-	err := s.exchange(mech, initial, hasInitial)
+	var got login
+	err := s.exchange(s.mechanism(ctx, name, &got), initial, hasInitial)
 	if s.closing {
 		return
 	}
-	if err == nil && cred == nil {
+	if err == nil && got.cred == nil {
 		err = errAuthFailed
 	}
 	if err != nil {
-		s.authRefused(ctx, err)
+		s.authRefused(ctx, err, got.username)
 		return
 	}
-	s.cred = cred
+	if !s.srv.limits.login(got.cred.Account) {
+		s.srv.metrics.rejected.WithLabelValues("connections_per_account").Inc()
+		s.end(refuse(421, 7, 0, "Too many connections of this account"), "connections_per_account")
+		return
+	}
+	s.cred = got.cred
 	s.srv.metrics.auth.WithLabelValues("ok").Inc()
 	s.wire.reply(mail.Reply{Code: 235, Status: mail.Status{Class: 2, Subject: 7}, Text: "Authenticated"})
 }
 
-// mechanism returns the SASL server of that name, nil where there is none. A right password sets cred.
-func (s *session) mechanism(ctx context.Context, name string, cred **account.Credential) sasl.Server {
+// login is what an exchange has found out.
+type login struct {
+	username string              // as the client gave it, "" before it did
+	cred     *account.Credential // nil unless the secret was right
+}
+
+// mechanism returns the SASL server of that name, which must be one of mechanisms.
+func (s *session) mechanism(ctx context.Context, name string, got *login) sasl.Server {
 	check := func(username, password string) error {
+		got.username = username
 		if username == "" || password == "" || len(username) > 255 || len(password) > 1024 {
 			return errAuthFailed
 		}
 		c, err := s.srv.deps.Authenticator.Authenticate(ctx, username, password)
-		switch {
-		case errors.Is(err, account.ErrBadCredentials):
-			return errAuthFailed
-		case err != nil:
-			return mail.Refuse(454, mail.Status{Class: 4, Subject: 7}, "Temporary authentication failure", err)
+		if err != nil {
+			return authError(err)
 		}
-		*cred = &c
+		got.cred = &c
 		return nil
 	}
 	switch name {
@@ -83,8 +109,41 @@ func (s *session) mechanism(ctx context.Context, name string, cred **account.Cre
 		})
 	case sasl.Login:
 		return &loginServer{check: check}
+	case sasl.OAuthBearer:
+		return &bearerServer{check: func(token string) (err error) {
+			got.cred, got.username, err = s.srv.oauth.check(token, s.srv.deps.Now())
+			return err
+		}}
 	}
-	return nil
+	return s.scram(ctx, name == scramSHA256Plus, got)
+}
+
+func (s *session) scram(ctx context.Context, plus bool, got *login) sasl.Server {
+	verifiers, _ := s.srv.deps.Authenticator.(Verifiers)
+	var cred *account.Credential
+	return &scramServer{
+		find: func(username string) account.Scram {
+			got.username = username
+			c, v, err := verifiers.Scram(ctx, username)
+			if err == nil {
+				cred = &c
+			}
+			return v
+		},
+		right:   func() { got.cred = cred },
+		binding: func(kind string) ([]byte, bool) { return channelBinding(s.state, s.cert, kind) },
+		plus:    plus,
+		offered: s.tls != "",
+		nonce:   newNonce(),
+	}
+}
+
+// authError is what the client is told of an error of the Authenticator.
+func authError(err error) error {
+	if errors.Is(err, account.ErrBadCredentials) {
+		return errAuthFailed
+	}
+	return mail.Refuse(454, mail.Status{Class: 4, Subject: 7}, "Temporary authentication failure", err)
 }
 
 // exchange feeds the client's responses to mech until it is done.
@@ -140,7 +199,7 @@ func decodeResponse(s string) ([]byte, error) {
 
 // authRefused answers a failed AUTH. A wrong user and a wrong password get the same answer, held back by the same time;
 // the session ends with the last one allowed.
-func (s *session) authRefused(ctx context.Context, err error) {
+func (s *session) authRefused(ctx context.Context, err error, username string) {
 	if !errors.Is(err, errAuthFailed) {
 		result := "malformed"
 		if replyOf(err).Temporary() {
@@ -154,7 +213,7 @@ func (s *session) authRefused(ctx context.Context, err error) {
 	s.authFailures++
 	s.srv.metrics.auth.WithLabelValues("failed").Inc()
 	s.srv.log.Info("auth.failed", "session", s.id, "listener", s.lis.name, "ip", s.ip, "count", s.authFailures)
-	wait(ctx, s.srv.limits.failure(s.source))
+	wait(ctx, s.srv.limits.failure(s.source, username))
 	if s.authFailures >= s.srv.cfg.MaxAuthFailures {
 		s.end(refuse(421, 7, 0, "Too many authentication failures"), "auth_failures")
 		return

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"relayd/internal/mail"
@@ -35,6 +36,13 @@ type Config struct {
 	MaxConnections int `toml:"max_connections"`
 	// MaxConnectionsPerIP bounds the open connections of one IPv4 address or one IPv6 /64. Default 50.
 	MaxConnectionsPerIP int `toml:"max_connections_per_ip"`
+	// MaxConnectionsPerAccount bounds the open connections that have authenticated for one account. Default 1000.
+	MaxConnectionsPerAccount int `toml:"max_connections_per_account"`
+	// StressPercent is the share of MaxConnections from which on relayd waits for no client longer than StressTimeout and
+	// ends sessions after two errors, until it falls below. Default 80.
+	StressPercent int `toml:"stress_percent"`
+	// StressTimeout takes the place of CommandTimeout and DataTimeout under stress. Default 10s.
+	StressTimeout time.Duration `toml:"stress_timeout"`
 	// MaxMessagesPerSession bounds the messages of one connection; then it gets 421. Default 100000.
 	MaxMessagesPerSession int `toml:"max_messages_per_session"`
 	// MaxErrors bounds the commands of a session that were refused since its last accepted message; an authenticated
@@ -45,7 +53,8 @@ type Config struct {
 	// MaxAuthFailures is the number of failed AUTH commands with which a session ends. Default 3.
 	MaxAuthFailures int `toml:"max_auth_failures"`
 	// AuthDelay is the longest time by which the answer to a failed AUTH is held back. It doubles from AuthDelay/32 with
-	// each failure of one IPv4 address or IPv6 /64 and is forgotten after ten minutes without one. Right passwords are never held back. Default 1s.
+	// each failure of one IPv4 address or IPv6 /64, or of one user name, and is forgotten after ten minutes without one. Right
+	// passwords are never held back. Default 1s.
 	AuthDelay time.Duration `toml:"auth_delay"`
 	// GreetDelay is how long a client is watched for talking before the banner. Default 2ms.
 	GreetDelay time.Duration `toml:"greet_delay"`
@@ -72,6 +81,20 @@ type Config struct {
 	// MaxInboundBytes bounds one inbound message, which is held in memory; all of them together may take 16 times as
 	// much. Default 5 MiB.
 	MaxInboundBytes int64 `toml:"max_inbound_bytes"`
+	// OAuth lets clients authenticate with a token of an issuer. Default none.
+	OAuth OAuth `toml:"oauth"`
+}
+
+// OAuth is the table [smtp.oauth]: whose tokens OAUTHBEARER (RFC 7628) takes. Without an issuer it is not offered.
+type OAuth struct {
+	// Issuer is the "iss" of its tokens.
+	Issuer string `toml:"issuer"`
+	// Audience must be among the "aud" of a token.
+	Audience string `toml:"audience"`
+	// JWKSFile holds the issuer's public keys (RFC 7517): RSA, P-256 and Ed25519. Read again when it has changed.
+	JWKSFile string `toml:"jwks_file"`
+	// Claim is the one that names the SMTP credential. Default "sub".
+	Claim string `toml:"claim"`
 }
 
 // Listener is one [[smtp.listener]].
@@ -82,28 +105,61 @@ type Listener struct {
 	Address string `toml:"address"`
 	// TLS is starttls, implicit or none. Default starttls.
 	TLS string `toml:"tls"`
+	// Proxy are the networks of load balancers, as 192.0.2.0/24 or one address. A connection from there must begin with a
+	// PROXY protocol header, version 1 or 2, which names the client. A connection from elsewhere is the client's own, and
+	// a header in it is no command. Default none.
+	Proxy []string `toml:"proxy"`
+}
+
+// proxies parses Proxy.
+func (l Listener) proxies() (list []netip.Prefix, err error) {
+	for _, text := range l.Proxy {
+		p, perr := netip.ParsePrefix(text)
+		if perr != nil {
+			a, aerr := netip.ParseAddr(text)
+			if aerr != nil || a.Zone() != "" {
+				return nil, fmt.Errorf("%q is neither a network nor an address", text)
+			}
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
+}
+
+// label names the listener in metrics: kind and port.
+func (l Listener) label() string {
+	addr, err := netip.ParseAddrPort(l.Address)
+	if err != nil {
+		return l.Kind
+	}
+	return l.Kind + "-" + strconv.Itoa(int(addr.Port()))
 }
 
 // DefaultConfig returns the defaults, without a listener.
 func DefaultConfig() Config {
 	return Config{
-		MaxMessageBytes:       25 << 20,
-		MaxRecipients:         1000,
-		MaxConnections:        2000,
-		MaxConnectionsPerIP:   50,
-		MaxMessagesPerSession: 100_000,
-		MaxErrors:             20,
-		MaxJunkCommands:       100,
-		MaxAuthFailures:       3,
-		AuthDelay:             time.Second,
-		GreetDelay:            2 * time.Millisecond,
-		HandshakeTimeout:      30 * time.Second,
-		CommandTimeout:        5 * time.Minute,
-		DataTimeout:           3 * time.Minute,
-		MinDataRate:           500,
-		WriteTimeout:          time.Minute,
-		AcceptTimeout:         5 * time.Minute,
-		MaxInboundBytes:       5 << 20,
+		MaxMessageBytes:          25 << 20,
+		MaxRecipients:            1000,
+		MaxConnections:           2000,
+		MaxConnectionsPerIP:      50,
+		MaxConnectionsPerAccount: 1000,
+		StressPercent:            80,
+		StressTimeout:            10 * time.Second,
+		MaxMessagesPerSession:    100_000,
+		MaxErrors:                20,
+		MaxJunkCommands:          100,
+		MaxAuthFailures:          3,
+		AuthDelay:                time.Second,
+		GreetDelay:               2 * time.Millisecond,
+		HandshakeTimeout:         30 * time.Second,
+		CommandTimeout:           5 * time.Minute,
+		DataTimeout:              3 * time.Minute,
+		MinDataRate:              500,
+		WriteTimeout:             time.Minute,
+		AcceptTimeout:            5 * time.Minute,
+		OAuth:                    OAuth{Claim: "sub"},
+		MaxInboundBytes:          5 << 20,
 	}
 }
 
@@ -125,6 +181,8 @@ func (c Config) Validate() error {
 	positive("max_recipients", int64(c.MaxRecipients))
 	positive("max_connections", int64(c.MaxConnections))
 	positive("max_connections_per_ip", int64(c.MaxConnectionsPerIP))
+	positive("max_connections_per_account", int64(c.MaxConnectionsPerAccount))
+	positive("stress_timeout", int64(c.StressTimeout))
 	positive("max_messages_per_session", int64(c.MaxMessagesPerSession))
 	positive("max_errors", int64(c.MaxErrors))
 	positive("max_junk_commands", int64(c.MaxJunkCommands))
@@ -135,6 +193,12 @@ func (c Config) Validate() error {
 	positive("data_timeout", int64(c.DataTimeout))
 	positive("write_timeout", int64(c.WriteTimeout))
 	positive("accept_timeout", int64(c.AcceptTimeout))
+	if o := c.OAuth; o.Issuer != "" && (o.Audience == "" || o.JWKSFile == "" || o.Claim == "") {
+		errs = append(errs, errors.New("smtp.oauth: audience, jwks_file and claim are needed beside issuer"))
+	}
+	if c.StressPercent < 1 || c.StressPercent > 100 {
+		errs = append(errs, fmt.Errorf("smtp.stress_percent: %d is not between 1 and 100", c.StressPercent))
+	}
 	if c.AuthDelay < 0 || c.AuthDelay > time.Minute {
 		errs = append(errs, fmt.Errorf("smtp.auth_delay: %s is not between 0s and 1m", c.AuthDelay))
 	}
@@ -167,6 +231,9 @@ func (l Listener) validate() error {
 	addr, err := netip.ParseAddrPort(l.Address)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("address: %q is not an IP address and a port", l.Address))
+	}
+	if _, err := l.proxies(); err != nil {
+		errs = append(errs, fmt.Errorf("proxy: %w", err))
 	}
 	switch l.TLS {
 	case StartTLS, Implicit, "":

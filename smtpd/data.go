@@ -73,24 +73,30 @@ func (f *framer) scan(b []byte) (skip, n int, end, more bool) {
 // dataReader reads one message up to its end, dots unstuffed. It reads from the wire in blocks and hands them out
 // without copying to who uses WriteTo.
 type dataReader struct {
-	wire  *wire
-	frame framer
-	rate  rate
-	limit int64
-	size  int64
-	chunk []byte // handed out in part
-	ended bool   // the end mark was read
-	err   error  // of every further read
-	lost  error  // the connection is of no more use
-	atEnd func() // called once, when the end mark was read
+	wire   *wire
+	frame  framer
+	chunks *chunks // BDAT; nil for DATA
+	rate   rate
+	limit  int64
+	size   int64
+	chunk  []byte // handed out in part
+	ended  bool   // the end mark was read
+	err    error  // of every further read
+	lost   error  // the connection is of no more use
+	atEnd  func() // called once, when the end mark was read
 }
 
-func newDataReader(w *wire, cfg *Config) *dataReader {
+// newDataReader begins a message. In a hurry it waits for no longer than an overloaded server can.
+func newDataReader(w *wire, cfg *Config, hurry bool) *dataReader {
 	w.grow()
+	timeout := cfg.DataTimeout
+	if hurry {
+		timeout = min(timeout, cfg.StressTimeout)
+	}
 	return &dataReader{
 		wire:  w,
 		frame: framer{lineStart: true}, // the CRLF of the DATA command counts
-		rate:  rate{timeout: cfg.DataTimeout, perSecond: cfg.MinDataRate},
+		rate:  rate{timeout: timeout, perSecond: cfg.MinDataRate},
 		limit: cfg.MaxMessageBytes,
 	}
 }
@@ -152,6 +158,9 @@ func (d *dataReader) next() []byte {
 
 // step scans what has been read, or reads more.
 func (d *dataReader) step() []byte {
+	if d.chunks != nil {
+		return d.chunks.step(d)
+	}
 	b := d.wire.unread()
 	skip, n, end, more := d.frame.scan(b)
 	d.wire.r += skip + n
@@ -179,11 +188,18 @@ func (d *dataReader) fill() error {
 	return err
 }
 
-// drain reads over the rest of the message, so that none of it can be taken for a command. An error means that its end
-// was not found: the session must end.
-func (d *dataReader) drain() error {
+// mostUnread bounds what is read over of a message that is not taken.
+func (c *Config) mostUnread() int64 { return 4*c.MaxMessageBytes + dataBuffer }
+
+// drain reads over the rest of the message, so that none of it can be taken for a command: of one that comes in chunks
+// the rest of the current chunk, and with whole set of all. An error means that its end was not found: the session must
+// end.
+func (d *dataReader) drain(whole bool) error {
 	d.chunk = nil
 	for most := 4*d.limit + dataBuffer; !d.ended && d.lost == nil; {
+		if d.chunks != nil && d.chunks.left == 0 && !whole {
+			break
+		}
 		d.size += int64(len(d.step()))
 		if d.size > most {
 			d.lost = errDataEndless

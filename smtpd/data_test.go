@@ -214,7 +214,7 @@ func checkData(t *testing.T, stream []byte, piece int) {
 	for _, writeTo := range []bool{false, true} {
 		w := newWire(streamConn{Reader: pieces{bytes.NewReader(stream), piece}}, testPool, time.Second)
 		cfg := DefaultConfig()
-		d := newDataReader(w, &cfg)
+		d := newDataReader(w, &cfg, false)
 		var got bytes.Buffer
 		var err error
 		if writeTo {
@@ -222,7 +222,7 @@ func checkData(t *testing.T, stream []byte, piece int) {
 		} else {
 			_, err = io.Copy(&got, iotest.OneByteReader(d))
 		}
-		lost := d.drain()
+		lost := d.drain(true)
 		if !complete {
 			require.ErrorIs(t, lost, io.ErrUnexpectedEOF)
 			require.Error(t, err)

@@ -122,10 +122,6 @@ func TestGoSMTPDefects(t *testing.T) {
 			s, _ := p.r.ReadString('\n')
 			return strings.HasPrefix(s, "250")
 		}},
-		{"chunking_cannot_be_switched_off", func(p *peer) bool {
-			p.send("EHLO x\r\n")
-			return strings.Contains(p.reply(), "CHUNKING")
-		}},
 		{"rest_of_a_message_is_run_after_a_timeout", func(p *peer) bool { // go-smtp issue 196
 			p.begin()
 			p.cmd("DATA", "354")

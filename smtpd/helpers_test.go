@@ -84,6 +84,24 @@ func (u users) Authenticate(_ context.Context, username, password string) (accou
 	return c, nil
 }
 
+func (u users) Scram(_ context.Context, username string) (account.Credential, account.Scram, error) {
+	c, known := u[username]
+	password := "secret"
+	if !known {
+		password = rand.Text()
+	}
+	v, err := account.NewScram(password, []byte("0123456789abcdef"), 4096)
+	if !known {
+		err = account.ErrBadCredentials
+	}
+	return c, v, err
+}
+
+func (u users) Credential(username string) (account.Credential, bool) {
+	c, known := u[username]
+	return c, known
+}
+
 func (u users) CheckSender(c account.Credential, domain string) error {
 	if slices.Contains(c.Domains, domain) {
 		return nil
@@ -143,10 +161,10 @@ const (
 func testConfig() Config {
 	cfg := DefaultConfig()
 	cfg.Listeners = []Listener{
-		{Submission, "127.0.0.1:0", NoTLS},
-		{Submission, "127.0.0.1:0", StartTLS},
-		{Submission, "127.0.0.1:0", Implicit},
-		{Inbound, "127.0.0.1:0", StartTLS},
+		{Kind: Submission, Address: "127.0.0.1:0", TLS: NoTLS},
+		{Kind: Submission, Address: "127.0.0.1:0", TLS: StartTLS},
+		{Kind: Submission, Address: "127.0.0.1:0", TLS: Implicit},
+		{Kind: Inbound, Address: "127.0.0.1:0", TLS: StartTLS},
 	}
 	cfg.AuthDelay = 0
 	cfg.GreetDelay = 0

@@ -19,17 +19,27 @@ import (
 func TestEHLOOffersWhatIsAllowed(t *testing.T) {
 	t.Parallel()
 	f := start(t)
-	common := "250-relay.example.com\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n%250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250 DSN\r\n"
-	for listener, offers := range map[int]string{plain: "250-AUTH PLAIN LOGIN\r\n", starttls: "250-STARTTLS\r\n", inbound: "250-STARTTLS\r\n"} {
+	now := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+	f.deps.Now = func() time.Time { return now }
+	offers := func(before, release string) string {
+		return "250-relay.example.com\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n" + before + release +
+			"250-LIMITS MAILMAX=100000 RCPTMAX=1000\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 DSN\r\n"
+	}
+	const release = "250-FUTURERELEASE 2592000 2026-12-20T12:00:00Z\r\n"
+	for listener, want := range map[int]string{
+		plain:    offers("250-AUTH PLAIN LOGIN SCRAM-SHA-256\r\n", release),
+		starttls: offers("250-STARTTLS\r\n", release),
+		inbound:  offers("250-STARTTLS\r\n", ""),
+	} {
 		c := f.dial(t, listener)
 		c.expect("220")
-		require.Equal(t, strings.Replace(common, "%", offers, 1), c.cmd("EHLO x", "250"))
+		require.Equal(t, want, c.cmd("EHLO x", "250"))
 		require.Equal(t, "250 relay.example.com\r\n", c.cmd("HELO x", "250"))
 		if listener == starttls {
 			c.cmd("STARTTLS", "220")
 			c.upgrade()
 			c.cmd("MAIL FROM:<a@example.com>", "503 5.5.1") // EHLO again
-			require.Equal(t, strings.Replace(common, "%", "250-AUTH PLAIN LOGIN\r\n", 1), c.cmd("EHLO x", "250"))
+			require.Equal(t, offers("250-AUTH PLAIN LOGIN SCRAM-SHA-256 SCRAM-SHA-256-PLUS\r\n250-REQUIRETLS\r\n", release), c.cmd("EHLO x", "250"))
 			c.cmd("STARTTLS", "503 5.5.1")
 			c.cmd("MAIL FROM:<a@example.com>", "530 5.7.0 Authentication")
 		}
@@ -170,7 +180,7 @@ func TestB4FailuresAreRememberedWithinBounds(t *testing.T) {
 	l := newLimits(&cfg, func() time.Time { return now })
 	for i := range 100_000 {
 		ip := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-		l.failure(sourceOf(ip))
+		l.failure(sourceOf(ip), "")
 	}
 	require.LessOrEqual(t, len(l.failed), maxSources)
 	require.Equal(t, sourceOf(mustAddr("2001:db8::1")), sourceOf(mustAddr("2001:db8::ffff:1")))
@@ -223,7 +233,7 @@ func TestAuthenticatorErrorIsTemporary(t *testing.T) {
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
 	require.NoError(t, DefaultConfig().Validate())
-	err := Config{Listeners: []Listener{{"pop3", "localhost", "ssl"}, {Submission, "0.0.0.0:25", NoTLS}}, AuthDelay: time.Hour, GreetDelay: -1}.Validate()
+	err := Config{Listeners: []Listener{{Kind: "pop3", Address: "localhost", TLS: "ssl"}, {Kind: Submission, Address: "0.0.0.0:25", TLS: NoTLS}}, AuthDelay: time.Hour, GreetDelay: -1}.Validate()
 	for _, want := range []string{
 		`smtp.listener[0]: kind: "pop3"`, `address: "localhost"`, `tls: "ssl"`, "smtp.listener[1]: tls: none is for loopback",
 		"smtp.max_message_bytes", "smtp.max_recipients", "smtp.max_connections:", "smtp.accept_timeout", "smtp.auth_delay", "smtp.greet_delay",
@@ -240,7 +250,7 @@ func TestConfigValidate(t *testing.T) {
 	s, err := New(cfg, deps)
 	require.NoError(t, err)
 	taken := cfg
-	taken.Listeners = []Listener{{Inbound, s.Addr(0).String(), StartTLS}}
+	taken.Listeners = []Listener{{Kind: Inbound, Address: s.Addr(0).String(), TLS: StartTLS}}
 	deps.Metrics = nil
 	_, err = New(taken, deps)
 	require.ErrorContains(t, err, "address already in use")

@@ -60,6 +60,7 @@ type Server struct {
 	tls       *tls.Config
 	metrics   *metrics
 	limits    *limits
+	oauth     *issuer // nil: OAUTHBEARER is not offered
 	buffers   sync.Pool
 	inbound   *inboundAccepter
 	listeners []*listener
@@ -78,11 +79,13 @@ type Server struct {
 // listener is one bound [[smtp.listener]].
 type listener struct {
 	net.Listener
-	name   string // address, for the log
-	kind   string
-	tls    string
-	policy policy
-	accept Accepter
+	name    string // address, for the log
+	label   string // for metrics
+	proxies []netip.Prefix
+	kind    string
+	tls     string
+	policy  policy
+	accept  Accepter
 }
 
 // New checks cfg and binds all listeners, so that a wrong address fails before anything runs.
@@ -109,9 +112,19 @@ func newServer(cfg Config, deps Deps) (*Server, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	s := &Server{cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics), sessions: map[*session]struct{}{}}
+	s := &Server{cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics, cfg.Listeners), sessions: map[*session]struct{}{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OAuth.Issuer != "" {
+		people, ok := deps.Authenticator.(Credentials)
+		if !ok {
+			return nil, errors.New("smtpd: oauth needs an authenticator that finds credentials by name")
+		}
+		var err error
+		if s.oauth, err = newIssuer(cfg.OAuth, people); err != nil {
+			return nil, err
+		}
 	}
 	s.inbound = &inboundAccepter{srv: s, deps: deps.Inbound}
 	s.limits = newLimits(&s.cfg, deps.Now)
@@ -135,11 +148,16 @@ func (s *Server) listen(cfg Listener) error {
 		return err
 	}
 	s.listeners = append(s.listeners, l)
+	s.log.Info("listener.opened", "listener", l.Addr().String(), "reason", l.kind+" "+l.tls)
 	return nil
 }
 
 func (s *Server) newListener(cfg Listener) (*listener, error) {
-	l := &listener{name: cfg.Address, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{s, s.deps.Inbound}, accept: s.inbound}
+	proxies, err := cfg.proxies()
+	if err != nil {
+		return nil, err
+	}
+	l := &listener{name: cfg.Address, label: cfg.label(), proxies: proxies, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{s, s.deps.Inbound}, accept: s.inbound}
 	if l.tls == "" {
 		l.tls = StartTLS
 	}
@@ -208,20 +226,40 @@ func (s *Server) acceptLoop(l *listener) {
 func (s *Server) admit(conn net.Conn, l *listener) {
 	ip := remoteIP(conn)
 	source := sourceOf(ip)
+	proxied := l.isProxy(ip)
+	if proxied {
+		source = netip.Prefix{} // until it says who the client is
+	}
 	if reason := s.limits.admit(source); reason != "" {
-		s.metrics.rejected.WithLabelValues(reason).Inc()
-		s.log.Debug("session.rejected", "listener", l.name, "ip", ip, "reason", reason)
-		if l.tls != Implicit { // fits the socket's empty buffer: it does not wait
-			_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-			_, _ = conn.Write(appendReply(nil, refuse(421, 7, 0, "Too many connections").Reply))
-		}
-		_ = conn.Close()
+		s.turnAway(conn, l, ip, reason)
 		return
 	}
 	s.wg.Go(func() {
-		defer s.limits.release(source)
+		defer func() { s.limits.release(source) }()
+		if proxied {
+			client, err := s.introduce(conn, l, ip)
+			if err != nil {
+				return
+			}
+			if ip = client; s.limits.move(source, sourceOf(ip)) != "" {
+				s.turnAway(conn, l, ip, "connections_per_ip")
+				return
+			}
+			source = sourceOf(ip)
+		}
 		s.serve(conn, l, ip)
 	})
+}
+
+// turnAway closes a connection that is one too many.
+func (s *Server) turnAway(conn net.Conn, l *listener, ip netip.Addr, reason string) {
+	s.metrics.rejected.WithLabelValues(reason).Inc()
+	s.log.Debug("session.rejected", "listener", l.name, "ip", ip, "reason", reason)
+	if l.tls != Implicit { // fits the socket's empty buffer: it does not wait
+		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = conn.Write(appendReply(nil, refuse(421, 7, 0, "Too many connections").Reply))
+	}
+	_ = conn.Close()
 }
 
 func remoteIP(conn net.Conn) netip.Addr {
@@ -237,12 +275,14 @@ func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr) {
 		srv: s, lis: l, id: rand.Text()[:12], ip: ip, source: sourceOf(ip), raw: conn,
 		wire: newWire(conn, &s.buffers, s.cfg.WriteTimeout),
 	}
+	sess.wire.hurry, sess.wire.hurryTimeout = s.limits.stressed, s.cfg.StressTimeout
+	sess.transcribe()
 	if !s.add(sess) {
 		_ = conn.Close()
 		return
 	}
-	s.metrics.sessions.WithLabelValues(l.kind).Inc()
-	s.metrics.open.WithLabelValues(l.kind).Inc()
+	s.metrics.sessions.WithLabelValues(l.kind, l.label).Inc()
+	s.metrics.open.WithLabelValues(l.kind, l.label).Inc()
 	defer func() {
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
@@ -251,11 +291,20 @@ func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr) {
 		}
 		sess.wire.close(sess.linger)
 		s.remove(sess)
-		s.metrics.open.WithLabelValues(l.kind).Dec()
+		if sess.cred != nil {
+			s.limits.logout(sess.cred.Account)
+		}
+		s.metrics.open.WithLabelValues(l.kind, l.label).Dec()
 		s.log.Info("session.closed", "session", sess.id, "listener", l.name, "ip", ip, "tls", sess.tls,
 			"count", sess.messages, "reason", sess.reason)
 	}()
 	sess.run(s.ctx)
+}
+
+// watch closes conn when the server is closed, until stop is called.
+func (s *Server) watch(conn net.Conn) (stop func()) {
+	end := context.AfterFunc(s.ctx, func() { _ = conn.Close() })
+	return func() { end() }
 }
 
 func (s *Server) add(sess *session) bool {

@@ -4,17 +4,17 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"relayd/internal/account"
 	"relayd/internal/intake"
 	"relayd/internal/mail"
-	"relayd/spool"
 )
 
 var (
@@ -37,9 +37,11 @@ type session struct {
 
 	helo  string // "" before EHLO
 	esmtp bool
-	tls   string              // "TLS1.3 TLS_AES_128_GCM_SHA256", "" for none
-	cred  *account.Credential // nil before AUTH
-	tx    *transaction        // nil between transactions
+	tls   string               // "TLS1.3 TLS_AES_128_GCM_SHA256", "" for none
+	state *tls.ConnectionState // nil without TLS
+	cert  *tls.Certificate     // that we showed
+	cred  *account.Credential  // nil before AUTH
+	tx    *transaction         // nil between transactions
 
 	messages, errors, junk, authFailures int
 
@@ -69,19 +71,27 @@ func (s *session) run(ctx context.Context) {
 		if s.tx != nil { // a transaction that has begun may end
 			stop = nil
 		}
-		line, err := s.wire.readLine(s.srv.cfg.CommandTimeout, stop)
-		switch {
-		case err == nil:
+		if line, ok := s.readCommand(s.srv.cfg.CommandTimeout, stop); ok {
 			s.command(ctx, line)
-		case errors.Is(err, errLineTooLong):
-			s.refuse(refuse(500, 5, 2, "Command line is too long"))
-		case errors.Is(err, errBareCR):
-			s.refuse(refuse(500, 5, 2, "Command has a bare CR"))
-		default:
-			s.lost(err)
 		}
 		s.wire.shrink()
 	}
+}
+
+// readCommand returns the next command line. Without one it has answered, and ended the session where nothing can follow.
+func (s *session) readCommand(timeout time.Duration, stop *atomic.Bool) (line []byte, ok bool) {
+	line, err := s.wire.readLine(timeout, stop)
+	switch {
+	case err == nil:
+		return line, true
+	case errors.Is(err, errLineTooLong):
+		s.refuse(refuse(500, 5, 2, "Command line is too long"))
+	case errors.Is(err, errBareCR):
+		s.refuse(refuse(500, 5, 2, "Command has a bare CR"))
+	default:
+		s.lost(err)
+	}
+	return nil, false
 }
 
 // greet sends the banner. Who talks before it is no mail client (RFC 5321 section 3.1).
@@ -106,6 +116,11 @@ func (s *session) command(ctx context.Context, line []byte) {
 		s.refuse(err)
 		return
 	}
+	s.trace(c)
+	s.dispatch(ctx, c)
+}
+
+func (s *session) dispatch(ctx context.Context, c command) {
 	switch c.verb {
 	case "EHLO", "HELO":
 		s.hello(c)
@@ -135,8 +150,8 @@ func (s *session) command(ctx context.Context, line []byte) {
 	case "QUIT":
 		s.wire.reply(mail.Reply{Code: 221, Status: mail.Status{Class: 2}, Text: "Bye"})
 		s.closing, s.reason = true, "quit"
-	case "BDAT": // octets of a message follow at once: none of them may be taken for a command
-		s.end(refuse(502, 5, 1, "CHUNKING is not offered"), "protocol")
+	case "BDAT":
+		s.bdat(ctx, c.arg)
 	case "EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML":
 		s.refuse(refuse(502, 5, 1, "Command is not implemented"))
 	default:
@@ -172,10 +187,22 @@ func (s *session) hello(c command) {
 		s.wire.write("250-STARTTLS\r\n")
 	}
 	if s.lis.policy.mayAuth(s) == nil {
-		s.wire.write("250-AUTH " + mechanisms + "\r\n")
+		s.wire.write("250-AUTH " + strings.Join(s.mechanisms(), " ") + "\r\n")
 	}
-	s.wire.write("250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250 DSN\r\n")
+	if s.mayRequireTLS() {
+		s.wire.write("250-REQUIRETLS\r\n")
+	}
+	if s.lis.kind == Submission { // RFC 4865 section 3: seconds, and the latest time
+		s.wire.write("250-FUTURERELEASE " + strconv.Itoa(int(MaxHold/time.Second)) + " " +
+			s.srv.deps.Now().Add(MaxHold).UTC().Format(time.RFC3339) + "\r\n")
+	}
+	s.wire.write("250-LIMITS MAILMAX=" + strconv.Itoa(s.srv.cfg.MaxMessagesPerSession) + // RFC 9422
+		" RCPTMAX=" + strconv.Itoa(s.srv.cfg.MaxRecipients) + "\r\n")
+	s.wire.write("250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 DSN\r\n")
 }
+
+// mayRequireTLS tells whether REQUIRETLS is offered: to clients that have TLS themselves (RFC 8689 section 2).
+func (s *session) mayRequireTLS() bool { return s.tls != "" && s.lis.kind == Submission }
 
 // startTLS begins TLS (RFC 3207). All that was said before is forgotten, and what came in plain text behind the command
 // is dropped.
@@ -202,7 +229,12 @@ func (s *session) startTLS(ctx context.Context, arg string) {
 
 // handshake puts TLS on the wire. When it fails there is nobody to talk to.
 func (s *session) handshake(ctx context.Context) bool {
-	conn := tls.Server(s.raw, s.srv.tls)
+	cfg := s.srv.tls.Clone()
+	cfg.GetCertificate = func(h *tls.ClientHelloInfo) (_ *tls.Certificate, err error) {
+		s.cert, err = s.srv.deps.GetCertificate(h)
+		return s.cert, err
+	}
+	conn := tls.Server(s.raw, cfg)
 	if dropped := s.wire.upgrade(conn); dropped > 0 {
 		s.srv.log.Warn("session.injection", "session", s.id, "ip", s.ip, "size", dropped)
 	}
@@ -215,6 +247,7 @@ func (s *session) handshake(ctx context.Context) bool {
 		return false
 	}
 	state := conn.ConnectionState()
+	s.state = &state
 	s.tls = tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
 	if len(s.tls) > 4 && s.tls[:4] == "TLS " {
 		s.tls = "TLS" + s.tls[4:]
@@ -240,8 +273,8 @@ func (s *session) mail(arg string) {
 		return
 	}
 	m, err := parseMail(arg)
-	if err == nil && m.size > s.srv.cfg.MaxMessageBytes {
-		err = errDataTooLong
+	if err == nil {
+		err = s.mayAsk(m)
 	}
 	if err == nil {
 		err = s.lis.policy.mayMail(s, m)
@@ -254,6 +287,22 @@ func (s *session) mail(arg string) {
 	s.wire.reply(ok(1, 0, "Ok"))
 }
 
+// mayAsk holds the parameters of MAIL to what was offered.
+func (s *session) mayAsk(m mailArgs) *mail.Error {
+	hold := m.holdFor > 0 || !m.holdUntil.IsZero()
+	switch {
+	case m.size > s.srv.cfg.MaxMessageBytes:
+		return errDataTooLong
+	case m.requireTLS && !s.mayRequireTLS():
+		return refuse(555, 5, 4, "REQUIRETLS is not offered here")
+	case hold && s.lis.kind != Submission:
+		return refuse(555, 5, 4, "FUTURERELEASE is not offered here")
+	case m.holdUntil.After(s.srv.deps.Now().Add(MaxHold)):
+		return refuse(501, 5, 4, "HOLDUNTIL is too far ahead")
+	}
+	return nil
+}
+
 // rcpt adds a recipient to the transaction.
 func (s *session) rcpt(arg string) {
 	if s.tx == nil {
@@ -261,6 +310,9 @@ func (s *session) rcpt(arg string) {
 		return
 	}
 	r, err := parseRcpt(arg)
+	if err == nil && !s.tx.mail.utf8 && !isASCII(arg) {
+		err = refuse(553, 6, 7, "Addresses outside ASCII need SMTPUTF8")
+	}
 	if err == nil {
 		err = s.lis.policy.mayRcpt(s, r)
 	}
@@ -274,114 +326,6 @@ func (s *session) rcpt(arg string) {
 	}
 	s.tx.rcpts = append(s.tx.rcpts, intake.Recipient{To: r.to, Notify: r.notify, ORCPT: r.orcpt})
 	s.wire.reply(ok(1, 5, "Ok"))
-}
-
-// data takes one message. Whatever becomes of it, its end is found before the next command is read.
-func (s *session) data(ctx context.Context, arg string) {
-	switch {
-	case arg != "":
-		s.refuse(errNoArgument)
-		return
-	case s.tx == nil:
-		s.refuse(errMailFirst)
-		return
-	case len(s.tx.rcpts) == 0:
-		s.refuse(refuse(554, 5, 1, "No valid recipients"))
-		return
-	}
-	if s.outOfSync() {
-		return
-	}
-	s.wire.write("354 End data with <CR><LF>.<CR><LF>\r\n")
-	tx := s.tx
-	s.tx = nil
-	s.messages++
-	d := newDataReader(s.wire, &s.srv.cfg)
-	sub := s.submission(tx, d)
-	began := time.Now()
-	id, err := s.accept(ctx, sub, d)
-	lost := d.drain()
-	if refusal := d.refusal(); refusal != nil {
-		err = refusal
-	}
-	s.srv.metrics.accept.Observe(time.Since(began).Seconds())
-	if lost != nil {
-		s.logMessage(sub, d.size, mail.QueueID{}, lost)
-		s.lost(lost)
-		return
-	}
-	s.logMessage(sub, d.size, id, err)
-	if err != nil {
-		s.wire.reply(replyOf(err))
-		return
-	}
-	s.errors, s.junk = 0, 0
-	s.wire.reply(ok(0, 0, "Ok: queued as "+id.String()))
-}
-
-// submission describes the message to the door.
-func (s *session) submission(tx *transaction, body io.Reader) *intake.Submission {
-	sub := &intake.Submission{
-		Class:       spool.Transactional,
-		ReversePath: tx.mail.from,
-		Recipients:  tx.rcpts,
-		EnvelopeID:  tx.mail.envID,
-		RetHeaders:  tx.mail.retHeaders,
-		Trace:       intake.Trace{Helo: s.helo, ClientIP: s.ip.String(), With: "SMTP", TLS: s.tls, At: s.srv.deps.Now()},
-		Body:        body,
-	}
-	if s.esmtp { // RFC 3848
-		sub.Trace.With = "ESMTP"
-		if s.tls != "" {
-			sub.Trace.With += "S"
-		}
-		if s.cred != nil {
-			sub.Trace.With += "A"
-		}
-	}
-	if s.cred != nil {
-		sub.Account, sub.Credential = s.cred.Account, s.cred.Username
-		if len(s.cred.Domains) > 0 {
-			sub.Domains = s.cred.Domains
-		}
-	}
-	return sub
-}
-
-// accept hands the message over. Reading it has the wire's deadlines; what comes behind its end has AcceptTimeout.
-func (s *session) accept(ctx context.Context, sub *intake.Submission, d *dataReader) (mail.QueueID, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var timer *time.Timer
-	d.atEnd = func() { timer = time.AfterFunc(s.srv.cfg.AcceptTimeout, cancel) }
-	id, err := s.lis.accept.Accept(ctx, sub)
-	d.atEnd = nil
-	if timer != nil {
-		timer.Stop()
-	}
-	return id, err
-}
-
-func (s *session) logMessage(sub *intake.Submission, size int64, id mail.QueueID, err error) {
-	attrs := []any{
-		"session", s.id, "from", sub.ReversePath.String(), "count", len(sub.Recipients), "size", size,
-		"account", sub.Account, "ip", s.ip,
-	}
-	if err == nil {
-		s.srv.metrics.bytes.Add(float64(size))
-		s.srv.metrics.messages.WithLabelValues(s.lis.kind, "accepted").Inc()
-		s.srv.log.Info("message.accepted", append(attrs, "queue_id", id.String())...)
-		return
-	}
-	r := replyOf(err)
-	attrs = append(attrs, "code", r.Code, "status", r.Status.String(), "err", err)
-	if r.Temporary() {
-		s.srv.metrics.messages.WithLabelValues(s.lis.kind, "deferred").Inc()
-		s.srv.log.Info("message.deferred", attrs...)
-		return
-	}
-	s.srv.metrics.messages.WithLabelValues(s.lis.kind, "refused").Inc()
-	s.srv.log.Info("message.refused", attrs...)
 }
 
 // outOfSync ends the session of a client that pipelined behind a command whose reply it must wait for (RFC 2920
@@ -420,11 +364,18 @@ func (s *session) refuse(err error) {
 }
 
 func (s *session) maxErrors() int {
-	if s.cred != nil {
-		return 10 * s.srv.cfg.MaxErrors
+	most := s.srv.cfg.MaxErrors
+	switch {
+	case s.cred != nil:
+		return 10 * most
+	case s.srv.limits.stressed():
+		return min(most, stressErrors)
 	}
-	return s.srv.cfg.MaxErrors
+	return most
 }
+
+// stressErrors is how many refused commands a stranger may send to an overloaded server.
+const stressErrors = 2
 
 // end answers and closes.
 func (s *session) end(err error, reason string) {
@@ -435,6 +386,7 @@ func (s *session) end(err error, reason string) {
 // lost ends the session after the wire failed.
 func (s *session) lost(err error) {
 	switch {
+	case errors.Is(err, errEnded): // answered
 	case errors.Is(err, errStopping):
 		s.end(errShutdown, "shutdown")
 	case errors.Is(err, errTooSlow), errors.Is(err, os.ErrDeadlineExceeded):

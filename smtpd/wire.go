@@ -43,6 +43,9 @@ type wire struct {
 	out          []byte     // replies not yet sent
 	broken       error      // of a write: nothing can be said any more
 	writeTimeout time.Duration
+	hurry        func() bool        // nil: never; an overloaded server does not wait for long
+	hurryTimeout time.Duration      // for a line, then
+	said         func(reply string) // nil, or told of every reply
 }
 
 func newWire(conn net.Conn, pool *sync.Pool, writeTimeout time.Duration) *wire {
@@ -96,7 +99,7 @@ func (c *wire) fill(deadline time.Time, stop *atomic.Bool) error {
 // readLine returns the next line without its CRLF. The slice is valid until the next call. errLineTooLong and
 // errBareCR leave the stream behind the line; every other error ends the session.
 func (c *wire) readLine(timeout time.Duration, stop *atomic.Bool) ([]byte, error) {
-	var deadline time.Time
+	var began, deadline time.Time
 	for seen := 0; ; {
 		if i := bytes.IndexByte(c.buf[c.r+seen:c.w], '\n'); i >= 0 {
 			line := c.buf[c.r : c.r+seen+i+1]
@@ -109,7 +112,8 @@ func (c *wire) readLine(timeout time.Duration, stop *atomic.Bool) ([]byte, error
 		}
 		seen = c.w - c.r
 		if deadline.IsZero() {
-			deadline = time.Now().Add(timeout)
+			began = time.Now()
+			deadline = began.Add(timeout)
 		}
 		if seen > maxLine {
 			return nil, c.skipLine(deadline, stop)
@@ -117,10 +121,36 @@ func (c *wire) readLine(timeout time.Duration, stop *atomic.Bool) ([]byte, error
 		if seen == len(c.buf) {
 			c.grow()
 		}
-		if err := c.fill(deadline, stop); err != nil {
+		if err := c.fillPatiently(began, deadline, stop); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// fillPatiently is fill with a wait that ends sooner when the server gets into a hurry meanwhile.
+func (c *wire) fillPatiently(began, deadline time.Time, stop *atomic.Bool) error {
+	for c.hurry != nil {
+		short := began.Add(c.hurryTimeout)
+		if !short.Before(deadline) {
+			break
+		}
+		now := time.Now()
+		if c.hurry() && !now.Before(short) {
+			return os.ErrDeadlineExceeded
+		}
+		look := now.Add(c.hurryTimeout)
+		if now.Before(short) {
+			look = short
+		}
+		if !look.Before(deadline) {
+			break
+		}
+		err := c.fill(look, stop)
+		if c.broken != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+	return c.fill(deadline, stop)
 }
 
 func cutLine(line []byte) ([]byte, error) {
@@ -180,10 +210,19 @@ func (c *wire) shrink() {
 
 // reply queues r. It is sent before the next read, so that pipelined commands get their replies in one segment
 // (RFC 2920 section 3.2).
-func (c *wire) reply(r mail.Reply) { c.out = appendReply(c.out, r) }
+func (c *wire) reply(r mail.Reply) {
+	had := len(c.out)
+	if c.out = appendReply(c.out, r); c.said != nil {
+		c.said(string(c.out[had:]))
+	}
+}
 
 // write queues text as it is.
-func (c *wire) write(text string) { c.out = append(c.out, text...) }
+func (c *wire) write(text string) {
+	if c.out = append(c.out, text...); c.said != nil {
+		c.said(text)
+	}
+}
 
 // flush sends the waiting replies.
 func (c *wire) flush() error {
