@@ -1,5 +1,5 @@
 // Package smtpd is the SMTP front door: our own session engine, which takes mail from applications that authenticate
-// (submission, RFC 6409) and, later, bounces and complaints for addresses that relayd has issued (inbound).
+// (submission, RFC 6409) and bounces, complaints and unsubscribe mail for addresses that relayd has issued (inbound).
 //
 // What a session goes through:
 //

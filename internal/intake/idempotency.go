@@ -83,7 +83,8 @@ func (t *taking) claimKey() func(kv.Tx) error {
 			if err != nil {
 				return err
 			}
-			if was.at.After(t.now.Add(-keyLife)) {
+			// Its own row means that the transaction runs again after a commit of unknown outcome.
+			if was.id != t.id && was.at.After(t.now.Add(-keyLife)) {
 				if was.content == content {
 					return errRepeated{was.id}
 				}
