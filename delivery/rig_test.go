@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // rig is a scheduler between a real spool, a real resolver and a real DNS server.
 type rig struct {
 	t       testing.TB
+	skew    *atomic.Int64 // of the clock, in nanoseconds
 	cfg     Config
 	deps    Deps
 	store   *spool.Store
@@ -73,7 +75,9 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	events, err := event.Open(db, nil)
 	require.NoError(t, err)
-	store, err := spool.Open(t.Context(), db, events, spool.DefaultConfig())
+	skew := new(atomic.Int64)
+	now := func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }
+	store, err := spool.Open(t.Context(), db, events, spool.Config{Now: now})
 	require.NoError(t, err)
 	keys, err := dkim.Open(filepath.Join(t.TempDir(), "dkim"))
 	require.NoError(t, err)
@@ -83,7 +87,7 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	})
 	require.NoError(t, err)
 
-	r := &rig{t: t, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
+	r := &rig{t: t, skew: skew, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
 	store.OnSettle(func(_ kv.Tx, settled []spool.Settled) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -95,6 +99,7 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	r.cfg = DefaultConfig()
 	r.deps = Deps{
 		Spool: store, Resolver: res, Door: door, Hostname: "relay.test", Log: slog.New(r.logs), Metrics: r.reg,
+		Now: now,
 	}
 	return r
 }
@@ -148,7 +153,7 @@ type submission struct {
 
 func (r *rig) submit(s submission) mail.QueueID {
 	r.t.Helper()
-	now := time.Now()
+	now := r.deps.Now()
 	if s.from == "" {
 		s.from = "sender@sender.example"
 	}
