@@ -35,8 +35,8 @@ powerloss: ## 50 power losses of a relay under load; needs root and loop devices
 	RELAYD_E2E=full RELAYD_E2E_POWERLOSSES=$${LOSSES:-50} go test -count=1 -timeout 30m -v -run PowerLoss ./e2e
 
 .PHONY: faults
-faults: ## injected faults of the storage, full disks, damaged files; needs root, strace and loop devices
-	RELAYD_E2E=full RELAYD_E2E_FAULTS=20 go test -count=1 -timeout 30m -v -run 'Fault|Disk|Damage|Descriptor|Memory' ./e2e
+faults: ## injected faults of the storage, full disks, damaged files, a million queued; needs root, strace and loop devices
+	RELAYD_E2E=full RELAYD_E2E_FAULTS=20 RELAYD_E2E_BACKLOG=1000000 go test -count=1 -timeout 30m -v -run 'Fault|Disk|Damage|Descriptor|Memory' ./e2e
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -11,7 +12,102 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"relayd/internal/event"
+	"relayd/internal/kv"
+	"relayd/internal/mail"
+	"relayd/spool"
 )
+
+// limited is a wrapper that runs the daemon in a control group with at most limit bytes of memory, page cache included;
+// nil where control groups cannot be made.
+func limited(t *testing.T, limit int) []string {
+	t.Helper()
+	for _, c := range []struct{ root, file string }{
+		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}, {"/sys/fs/cgroup", "memory.max"},
+	} {
+		dir := filepath.Join(c.root, "relayd-e2e-"+itoa(os.Getpid()))
+		if os.Mkdir(dir, 0o700) != nil {
+			continue
+		}
+		t.Cleanup(func() { _ = os.Remove(dir) })
+		if os.WriteFile(filepath.Join(dir, c.file), []byte(itoa(limit)), 0o600) == nil {
+			return []string{"sh", "-c", `echo $$ > ` + dir + `/cgroup.procs && exec "$@"`, "sh"}
+		}
+	}
+	t.Log("no control group can be made: the limit is not set, only measured")
+	return nil
+}
+
+// TestMemoryOfABacklog starts relayd in 256 MB of memory on a store with many queued envelopes.
+func TestMemoryOfABacklog(t *testing.T) {
+	t.Parallel()
+	queued := repeats(t, "RELAYD_E2E_BACKLOG", 50_000)
+	b := newLedger(t)
+	r := newRelay(t, options{domains: ledgerDomains, mxPort: b.sink().port, level: "info"})
+	l := r.domain("shop.example")
+	r.stop()
+	fill(t, filepath.Join(r.data, "relayd.db"), queued)
+	r.wrap = limited(t, 256<<20)
+	began := time.Now()
+	r.launch()
+	r.ready()
+	require.Equal(t, accepted, b.one(r, l, 3000, "first@d0.example"))
+	first := time.Since(began)
+	r.timed(t, 2*time.Second, "queue", "stats")
+	r.timed(t, 2*time.Second, "queue", "list", "domain=far7.example")
+	wait(t, "the new message, in front of the backlog", 30*time.Second, func() bool { return b.deliveries() == 1 })
+	require.Equal(t, queued, r.stats().Queued)
+	status := readFile(t, fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+	anon := regexp.MustCompile(`RssAnon:\s+(\d+) kB`).FindStringSubmatch(status)
+	require.Len(t, anon, 2)
+	kb, err := strconv.Atoi(anon[1])
+	require.NoError(t, err)
+	info, err := os.Stat(filepath.Join(r.data, "relayd.db"))
+	require.NoError(t, err)
+	t.Logf("%d queued: file %d MB, first accept after %v, RssAnon %d MB", queued, info.Size()>>20, first.Round(time.Millisecond), kb>>10)
+	require.Less(t, first, 10*time.Second)
+	require.Less(t, kb, 200<<10)
+}
+
+// timed runs relayctl, which must succeed within most; starting the program counts.
+func (r *relay) timed(t *testing.T, most time.Duration, args ...string) {
+	t.Helper()
+	began := time.Now()
+	r.json(nil, args...)
+	took := time.Since(began)
+	t.Logf("relayctl %s: %v", strings.Join(args, " "), took.Round(time.Millisecond))
+	require.Less(t, took, most)
+}
+
+// fill puts envelopes that are due tomorrow into the store, a thousand a message.
+func fill(t *testing.T, file string, count int) {
+	t.Helper()
+	db, err := kv.OpenBolt(file, kv.BoltOptions{})
+	require.NoError(t, err)
+	events, err := event.Open(db, nil)
+	require.NoError(t, err)
+	store, err := spool.Open(t.Context(), db, events, spool.DefaultConfig())
+	require.NoError(t, err)
+	body := []byte(strings.Repeat("x\r\n", 500))
+	for left := count; left > 0; left -= 1000 {
+		now := time.Now()
+		m := &spool.Message{
+			ID: mail.NewQueueID(now), Account: "default", Stream: "news", Class: spool.Bulk, AcceptedAt: now, ExpiresAt: now.Add(72 * time.Hour),
+			ReversePath: mail.MustParsePath("news@shop.example"), Header: []byte("From: news@shop.example\r\n"), Size: int64(len(body)),
+		}
+		envs := make([]*spool.Envelope, min(left, 1000))
+		for i := range envs {
+			domain := fmt.Sprintf("far%d.example", i%50)
+			envs[i] = &spool.Envelope{
+				ID: mail.EnvelopeID{Message: m.ID, N: uint64(i)}, Class: spool.Bulk, NextAttempt: now.Add(24 * time.Hour), //nolint:gosec // small
+				Queue: spool.Queue{Account: "default", Stream: "news", Domain: domain}, To: mail.MustParsePath(fmt.Sprintf("user%d@%s", left-i, domain)),
+			}
+		}
+		require.NoError(t, db.Update(t.Context(), func(tx kv.Tx) error { return store.PutTx(tx, m, body, envs, nil) }))
+	}
+	require.NoError(t, db.Close())
+}
 
 func removeAll(dir string) error { return os.RemoveAll(dir) }
 
