@@ -79,6 +79,9 @@ func (s *Service) stepFor(ctx context.Context, id mail.QueueID) (time.Duration, 
 		if waiting, _, _ := s.spool.CampaignStats(formatID(id)); waiting > highWater {
 			return fullWait, s.sample(ctx, id)
 		}
+		if s.spool.Pressure() != "" { // its envelopes would take the room that deliveries need
+			return failedWait, nil
+		}
 		return 0, s.page(ctx, id)
 	case state == Preparing && !held:
 		return idleWait, s.takeUp(ctx, id)

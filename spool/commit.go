@@ -19,7 +19,9 @@ func (s *Store) Commit(
 	ctx context.Context, m *Message, body *BodyWriter, envs []*Envelope, done []Result, also ...func(kv.Tx) error,
 ) error {
 	start := time.Now()
+	s.pressure.begin(s.now())
 	err := s.commit(ctx, m, body, envs, done, also)
+	s.pressure.end(s.now(), time.Since(start))
 	if err != nil {
 		s.metrics.commits.WithLabelValues("error").Inc()
 		return fmt.Errorf("commit message %s: %w", m.ID, err)

@@ -64,6 +64,8 @@ func (s *Store) settling(m *Message, envelope *Envelope, r Result, now time.Time
 // another error the lease goes on, and Settle may be called again.
 func (s *Store) Settle(ctx context.Context, l *Lease, results []Result, extra ...func(kv.Tx) error) error {
 	start := time.Now()
+	s.pressure.begin(s.now())
+	defer func() { s.pressure.end(s.now(), time.Since(start)) }()
 	if err := s.settle(ctx, l, results, false, extra); err != nil {
 		return err
 	}

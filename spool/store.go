@@ -30,6 +30,8 @@ type Store struct {
 	seq     atomic.Uint64
 	notes   atomic.Uint32 // tells records of one nanosecond apart
 	inDoubt int
+
+	pressure *pressure
 }
 
 // SettleHook runs inside the settling transaction with the envelopes that have come to their outcome (not with deferred
@@ -48,7 +50,9 @@ func Open(ctx context.Context, db kv.DB, log *event.Log, cfg Config) (*Store, er
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.metrics = newMetrics(cfg.Metrics, s.queues)
+	s.pressure = &pressure{cfg: cfg, memory: availableMemory}
+	s.pressure.disk, _ = db.(measurer)
+	s.metrics = newMetrics(cfg.Metrics, s)
 	version, err := s.takeOver(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)

@@ -102,7 +102,9 @@ func (a *App) openStores(ctx context.Context) (err error) {
 	if a.events, err = event.Open(a.db, nil); err != nil {
 		return fmt.Errorf("open event log: %w", err)
 	}
-	if a.spool, err = spool.Open(ctx, a.db, a.events, spool.Config{Metrics: a.metrics, Log: a.log}); err != nil {
+	cfg := a.cfg.Spool
+	cfg.Metrics, cfg.Log = a.metrics, a.log
+	if a.spool, err = spool.Open(ctx, a.db, a.events, cfg); err != nil {
 		return fmt.Errorf("open spool: %w", err)
 	}
 	if a.accounts, err = account.Open(ctx, a.db, nil); err != nil {

@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// retention is how long final outcomes and events are kept.
-const retention = 30 * 24 * time.Hour
-
 // purgeSlice bounds what one transaction of the purge removes.
 const purgeSlice = 2000
 
@@ -22,7 +19,7 @@ func (a *App) keepRetention(ctx context.Context) error {
 			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.quota.Purge(ctx, most) },
 		} {
 			for {
-				n, err := purge(ctx, time.Now().Add(-retention), purgeSlice)
+				n, err := purge(ctx, time.Now().Add(-a.cfg.Spool.Retention), purgeSlice)
 				if err != nil && ctx.Err() == nil {
 					a.log.Warn("retention.failed", "err", err)
 				}

@@ -18,6 +18,7 @@ import (
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
 	"relayd/smtpd"
+	"relayd/spool"
 )
 
 // Config is the whole configuration. Nothing is reloaded but what the doc comment of a field says.
@@ -31,6 +32,8 @@ type Config struct {
 	Log Log `toml:"log"`
 	// SMTP is the front door.
 	SMTP smtpd.Config `toml:"smtp"`
+	// Spool is the store of what is queued.
+	Spool spool.Config `toml:"spool"`
 	// Quota bounds what accounts and credentials may hand in.
 	Quota account.QuotaConfig `toml:"quota"`
 	// TLS is the certificate of the SMTP listeners. Read again on SIGHUP.
@@ -89,6 +92,7 @@ func Default() *Config {
 		DataDir:  "/var/lib/relayd",
 		Log:      Log{Level: "info", Format: "text"},
 		SMTP:     smtpd.DefaultConfig(),
+		Spool:    spool.DefaultConfig(),
 		Admin:    admin.DefaultConfig(),
 		Campaign: campaign.DefaultConfig(),
 		DNS:      resolver.DefaultConfig(),
@@ -220,6 +224,7 @@ func (c *Config) check() []Problem {
 	}
 	out = append(out, c.checkDomains()...)
 	out = append(out, split("smtp", c.SMTP.Validate())...)
+	out = append(out, split("spool", c.Spool.Validate())...)
 	out = append(out, split("quota", c.Quota.Validate())...)
 	out = append(out, split("admin", c.Admin.Validate())...)
 	out = append(out, split("campaign", c.Campaign.Validate())...)

@@ -85,6 +85,9 @@ func New(cfg Config, deps Deps) (*Intake, error) {
 // an idempotency key gets the ID of the first one, and nothing is stored. A refusal is a *mail.Error; any other error is
 // temporary, and nothing is stored.
 func (in *Intake) Accept(ctx context.Context, s *Submission) (mail.QueueID, error) {
+	if err := in.deps.Spool.Admit(); err != nil {
+		return mail.QueueID{}, err
+	}
 	t, err := in.begin(s)
 	if err != nil {
 		return mail.QueueID{}, err

@@ -9,7 +9,7 @@ import (
 )
 
 // CheckSender tells whether a credential may use a domain as the sender's, and may send now at all. A refusal is a
-// *mail.Error, a temporary one where a quota is used up. It does no I/O.
+// *mail.Error, a temporary one where a quota is used up or the spool takes nothing new.
 func (in *Intake) CheckSender(c account.Credential, domain string) error {
 	owner := c.Account
 	if owner == "" {
@@ -20,6 +20,9 @@ func (in *Intake) CheckSender(c account.Credential, domain string) error {
 		domains = c.Domains
 	}
 	if err := in.checkDomain(owner, domains, domain, "Sender domain"); err != nil {
+		return err
+	}
+	if err := in.deps.Spool.Admit(); err != nil {
 		return err
 	}
 	if in.deps.Quota == nil {

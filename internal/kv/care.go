@@ -101,7 +101,7 @@ func compact(ctx context.Context, path string) (before, after int64, err error) 
 			return before, 0, err
 		}
 	}
-	free, err := FreeSpace(dir)
+	free, _, err := fileSystem(dir)
 	if err != nil {
 		return before, 0, err
 	}
@@ -179,10 +179,19 @@ func (c contextWriter) Write(p []byte) (int, error) {
 	return c.w.Write(p)
 }
 
-// Space is what the store can still write, in bytes: free on the file system, and free inside its file.
-func (b *Bolt) Space() (disk, inside int64, err error) {
-	disk, err = FreeSpace(filepath.Dir(b.db.Path()))
-	return disk, freeBytes(b.db), err
+// Space is the room of a store, in bytes.
+type Space struct {
+	Disk   int64 // free on the file system
+	Total  int64 // of the file system
+	Inside int64 // free inside the store's file
+}
+
+// Space measures what the store can still write.
+func (b *Bolt) Space() (Space, error) {
+	s := Space{Inside: freeBytes(b.db)}
+	var err error
+	s.Disk, s.Total, err = fileSystem(filepath.Dir(b.db.Path()))
+	return s, err
 }
 
 func freeBytes(db *bolt.DB) int64 {
@@ -190,11 +199,11 @@ func freeBytes(db *bolt.DB) int64 {
 	return int64(st.FreePageN+st.PendingPageN) * int64(db.Info().PageSize)
 }
 
-// FreeSpace is what an ordinary process can still write to the file system of dir, in bytes.
-func FreeSpace(dir string) (int64, error) {
+// fileSystem is what an ordinary process can still write to the file system of dir, and its size, in bytes.
+func fileSystem(dir string) (free, total int64, err error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("ask for free space of %s: %w", dir, err)
+		return 0, 0, fmt.Errorf("ask for free space of %s: %w", dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec,unconvert // far below 63 bits; the type differs between systems
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil //nolint:gosec,unconvert // far below 63 bits; the type differs between systems
 }
