@@ -151,10 +151,14 @@ func TestSubmissionSurvivesKills(t *testing.T) {
 	require.LessOrEqual(t, duplicates, doubted)
 }
 
-// repeats is how often a test that can run for long repeats itself: few in CI, many in its own make target.
+// repeats is how often a test that can run for long repeats itself: few in CI, many in its own make target, and fewest
+// where it is one of all tests of the repository.
 func repeats(t *testing.T, name string, few int) int {
 	t.Helper()
 	text := os.Getenv(name)
+	if text == "" && os.Getenv("RELAYD_E2E") != "full" {
+		return max(2, few/4)
+	}
 	if text == "" {
 		return few
 	}
