@@ -95,30 +95,29 @@ type chunks struct {
 
 // step returns a block of the current chunk. Behind its last octet it answers, and reads the next command.
 func (c *chunks) step(d *dataReader) []byte {
-	if c.left == 0 && !c.last {
+	switch {
+	case c.left == 0 && !c.last:
 		d.lost = c.next(d)
 		return nil
-	}
-	var b []byte
-	if c.left > 0 {
-		if b = d.wire.unread(); len(b) == 0 {
-			d.lost = d.fill()
-			return nil
-		}
-		b = b[:min(int64(len(b)), c.left)]
-		d.wire.r += len(b)
-		c.left -= int64(len(b))
-		c.size += int64(len(b))
-		c.check(&d.frame, b)
-	}
-	if c.left == 0 && c.last {
+	case c.left == 0:
 		if c.cr && d.frame.bad == nil {
 			d.frame.bad = errDataBareCR
 		}
 		if d.ended = true; d.atEnd != nil {
 			d.atEnd()
 		}
+		return nil
 	}
+	b := d.wire.unread()
+	if len(b) == 0 {
+		d.lost = d.fill()
+		return nil
+	}
+	b = b[:min(int64(len(b)), c.left)]
+	d.wire.r += len(b)
+	c.left -= int64(len(b))
+	c.size += int64(len(b))
+	c.check(&d.frame, b)
 	return b
 }
 
