@@ -25,6 +25,9 @@ type Campaigns interface {
 }
 
 func (s *Server) createCampaign(r *request, in *api.CreateCampaign) (any, error) {
+	if err := s.deps.Queue.Admit(); err != nil {
+		return nil, err
+	}
 	if in.Start {
 		if err := r.caller.authorize("campaigns:send"); err != nil {
 			return nil, err
@@ -89,6 +92,9 @@ func (s *Server) cancelCampaign(r *request) (api.Campaign, error) {
 
 // uploadRecipients streams the body into the campaign; its options come as JSON in a header, because the body is taken.
 func (s *Server) uploadRecipients(r *request) (api.ImportReport, error) {
+	if err := s.deps.Queue.Admit(); err != nil {
+		return api.ImportReport{}, err
+	}
 	var options api.ImportOptions
 	if text := r.Header.Get(api.ImportOptionsHeader); text != "" {
 		if err := checkJSON([]byte(text)); err != nil {

@@ -59,6 +59,7 @@ type Queue interface {
 	Stats(ctx context.Context) (spool.Stats, error)
 	QueueStats() []spool.QueueStat
 	InDoubt() int
+	Admit() error
 	Notes(ctx context.Context, id mail.EnvelopeID, most int) ([]spool.Note, error)
 	QueueWait(q spool.Queue) spool.QueueWait
 	LeasedSince(id mail.EnvelopeID) time.Time
