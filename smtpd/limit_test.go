@@ -1,0 +1,201 @@
+package smtpd
+
+import (
+	"bufio"
+	"encoding/binary"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestB4_MillionSourcesAreRememberedWithinBounds: failures from a million /64 for a million user names.
+func TestB4_MillionSourcesAreRememberedWithinBounds(t *testing.T) {
+	cfg := DefaultConfig()
+	l := newLimits(&cfg, time.Now)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var a [16]byte
+	a[0] = 0x20
+	for i := range uint64(1_000_000) {
+		binary.BigEndian.PutUint64(a[:], 0x2001<<48|i)
+		l.failure(sourceOf(netip.AddrFrom16(a)), "user"+strconv.FormatUint(i, 10))
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	require.LessOrEqual(t, len(l.failed), maxSources)
+	require.LessOrEqual(t, len(l.guessed), maxSources)
+	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(16<<20))
+	runtime.KeepAlive(l)
+}
+
+// TestB4_GuessesFromManyAddressesAreHeldBack by the user name, and the owner is not.
+func TestB4_GuessesFromManyAddressesAreHeldBack(t *testing.T) {
+	t.Parallel()
+	cfg := DefaultConfig()
+	cfg.AuthDelay = 3200 * time.Millisecond
+	l := newLimits(&cfg, time.Now)
+	var last time.Duration
+	for i := range byte(10) {
+		last = l.failure(sourceOf(netip.AddrFrom4([4]byte{192, 0, 2, i})), "app")
+	}
+	require.Equal(t, cfg.AuthDelay, last)
+	f := start(t, func(c *Config) { c.AuthDelay = time.Minute })
+	for range 10 {
+		f.limits.failure(sourceOf(mustAddr("127.0.0.1")), "app")
+	}
+	began := time.Now()
+	f.ready(t, plain)
+	require.Less(t, time.Since(began), 10*time.Second)
+}
+
+func TestB8_ConnectionsPerAccount(t *testing.T) {
+	t.Parallel()
+	f := start(t, func(c *Config) { c.MaxConnectionsPerAccount = 2 })
+	one := f.ready(t, plain)
+	f.ready(t, implicit)
+	c := f.dial(t, plain)
+	c.expect("220")
+	c.cmd("EHLO x", "250 ")
+	c.cmd("AUTH PLAIN "+plainIR("app", "secret"), "421 4.7.0 Too many connections of this account")
+	c.closed()
+	one.cmd("QUIT", "221")
+	one.closed()
+	require.Eventually(t, func() bool {
+		c := f.dial(t, plain)
+		c.expect("220")
+		c.cmd("EHLO x", "250 ")
+		c.send("AUTH PLAIN " + plainIR("app", "secret") + "\r\n")
+		return strings.HasPrefix(c.reply(), "235")
+	}, 5*time.Second, time.Millisecond)
+}
+
+// TestB9_UnderStressNobodyIsWaitedForLong: not even who was idle when it began.
+func TestB9_UnderStressNobodyIsWaitedForLong(t *testing.T) {
+	bubble(t, plain, func(t *testing.T, f *fixture, c *client, _ chan struct{}) {
+		c.expect("220")
+		time.Sleep(time.Minute)
+		c.cmd("NOOP", "250") // still there
+		time.Sleep(25 * time.Second)
+		f.limits.open = f.cfg.MaxConnections
+		f.limits.weigh()
+		began := time.Now()
+		c.ended(began, 0, 10*time.Second, "421 4.4.2")
+		conn, done := f.pipe(t, plain)
+		late := &client{t, conn, bufio.NewReader(conn)}
+		late.expect("220")
+		began = time.Now()
+		late.ended(began, 10*time.Second, 10*time.Second, "421 4.4.2")
+		_ = conn.Close()
+		<-done
+		f.limits.open = 0
+	})
+}
+
+func TestProxyHeader(t *testing.T) {
+	t.Parallel()
+	v2 := func(command, family byte, addr string) string {
+		return proxySignature + string([]byte{command, family, byte(len(addr) >> 8), byte(len(addr))}) + addr
+	}
+	ip4 := "\xc0\x00\x02\x07\x7f\x00\x00\x01\x12\x34\x00\x19"
+	ip6 := "\x20\x01\x0d\xb8" + strings.Repeat("\x00", 11) + "\x01" + strings.Repeat("\x00", 20)
+	tests := []struct {
+		name, header, want string // "": the connection is closed
+	}{
+		{"v1_tcp4", "PROXY TCP4 192.0.2.7 127.0.0.1 4660 25\r\n", "192.0.2.7"},
+		{"v1_tcp6", "PROXY TCP6 2001:db8::1 ::1 4660 25\r\n", "2001:db8::1"},
+		{"v1_unknown", "PROXY UNKNOWN\r\n", "127.0.0.1"},
+		{"v2_tcp4", v2(0x21, 0x11, ip4), "192.0.2.7"},
+		{"v2_tcp4_with_more", v2(0x21, 0x11, ip4+"\x03\x00\x01x"), "192.0.2.7"},
+		{"v2_tcp6", v2(0x21, 0x21, ip6), "2001:db8::1"},
+		{"v2_local", v2(0x20, 0, ""), "127.0.0.1"},
+		{"none", "EHLO client.example\r\n", ""},
+		{"v1_bare_LF", "PROXY TCP4 192.0.2.7 127.0.0.1 4660 25\n", ""},
+		{"v1_endless", "PROXY TCP4 " + strings.Repeat("1", 200), ""},
+		{"v1_wrong_family", "PROXY TCP4 2001:db8::1 ::1 4660 25\r\n", ""},
+		{"v1_no_address", "PROXY TCP4 x y 4660 25\r\n", ""},
+		{"v2_short", v2(0x21, 0x11, "\x01\x02"), ""},
+		{"v2_endless", v2(0x21, 0x11, strings.Repeat("x", 5000)), ""},
+		{"v2_version_1", v2(0x11, 0x11, ip4), ""},
+	}
+	f := start(t, func(c *Config) {
+		for i := range c.Listeners {
+			c.Listeners[i].Proxy = []string{"127.0.0.0/8"}
+		}
+	})
+	for _, tc := range tests {
+		for _, listener := range []int{plain, implicit} {
+			t.Run(tc.name+"_"+strconv.Itoa(listener), func(t *testing.T) {
+				t.Parallel()
+				c := f.dial(t, listener)
+				c.send(tc.header)
+				if tc.want == "" {
+					_, err := c.r.ReadByte()
+					require.Error(t, err)
+					return
+				}
+				if listener == implicit {
+					c.upgrade()
+				}
+				c.expect("220")
+				c.cmd("EHLO x", "250 ")
+				c.cmd("AUTH PLAIN "+plainIR("app", "secret"), "235")
+				c.cmd("MAIL FROM:<"+tc.name+"@example.com>", "250")
+				c.cmd("RCPT TO:<b@example.net>", "250")
+				c.cmd("DATA", "354")
+				c.cmd("x\r\n.", "250")
+				for _, m := range f.rec.all() {
+					if m.sub.ReversePath.Local == tc.name {
+						require.Equal(t, tc.want, m.sub.Trace.ClientIP)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestProxyHeaderOfAStranger is no header: it would let everybody choose his address.
+func TestProxyHeaderOfAStranger(t *testing.T) {
+	t.Parallel()
+	f := start(t, func(c *Config) { c.Listeners[plain].Proxy = []string{"192.0.2.0/24"}; c.MaxConnectionsPerIP = 1 })
+	c := f.dial(t, plain)
+	c.expect("220")
+	c.cmd("PROXY TCP4 192.0.2.7 127.0.0.1 4660 25", "500")
+	f2 := start(t, func(c *Config) { c.Listeners[plain].Proxy = []string{"127.0.0.1"}; c.MaxConnectionsPerIP = 1 })
+	var first *client
+	for i, want := range []string{"220", "421"} {
+		c := f2.dial(t, plain)
+		c.send("PROXY TCP4 192.0.2.7 127.0.0.1 4660 25\r\n")
+		c.expect(want)
+		if i == 0 {
+			first = c
+		}
+	}
+	c = f2.dial(t, plain)
+	c.send("PROXY TCP4 192.0.2.8 127.0.0.1 4660 25\r\n")
+	c.expect("220")
+	first.cmd("NOOP", "250")
+}
+
+// TestTranscript: the dialogue is in the log where its level is debug, without its secrets.
+func TestTranscript(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	c := f.inData(t, plain)
+	c.cmd("Subject: hidden\r\n.", "250")
+	c.cmd("QUIT", "221")
+	c.closed()
+	require.NoError(t, f.Close())
+	log := f.log.String()
+	for _, want := range []string{`line="EHLO client.example"`, `line="AUTH PLAIN ***"`, `line="MAIL FROM:<a@example.com>"`, "line=DATA", `line="235 2.7.0 Authenticated"`, "listener.opened"} {
+		require.Contains(t, log, want)
+	}
+	require.NotContains(t, log, "hidden")
+	require.NotContains(t, log, plainIR("app", "secret"))
+}
+
