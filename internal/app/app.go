@@ -222,6 +222,7 @@ func (a *App) Run(ctx context.Context) error {
 	start("campaigns", a.campaigns.Run)
 	start("retention", a.keepRetention)
 	start("admin", a.admin.Run)
+	start("certificate", a.watchCertificate)
 	start("smtp", a.runSMTP)
 	a.log.Info("daemon.started", "version", Version, "hostname", a.cfg.Hostname)
 	<-ctx.Done()

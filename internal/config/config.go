@@ -36,7 +36,7 @@ type Config struct {
 	Spool spool.Config `toml:"spool"`
 	// Quota bounds what accounts and credentials may hand in.
 	Quota account.QuotaConfig `toml:"quota"`
-	// TLS is the certificate of the SMTP listeners. Read again on SIGHUP.
+	// TLS is the certificate of the SMTP listeners. Read again on SIGHUP and when a file has changed.
 	TLS TLS `toml:"tls"`
 	// Admin is the HTTP side.
 	Admin admin.Config `toml:"admin"`
