@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -165,12 +166,18 @@ func TestDiskFull(t *testing.T) {
 		c.close()
 	}
 	t.Logf("%d letters of 200 KB until full, then %v", taken, refusals)
+	require.Equal(t, 5, refusals["452"])
+	var fs syscall.Statfs_t
+	require.NoError(t, syscall.Statfs(d.mnt, &fs))
+	require.Greater(t, int64(fs.Bavail)*fs.Bsize, int64(1<<20), "there is room left for what is queued")
+	require.Equal(t, 503, httpStatus(t, r, "/readyz"))
 	require.Contains(t, []int{503, 507}, b.post(r, "http@d0.example"))
 
 	busy.Store(false)
 	wait(t, "deliveries on a full disk", 60*time.Second, func() bool { return b.deliveries() > 0 })
 	r.settled(120 * time.Second)
 	require.Equal(t, taken, b.deliveries())
+	require.NotContains(t, r.logText(), `"settle.failed"`, "deliveries never met the full disk")
 	require.NoError(t, os.Remove(ballast))
 	wait(t, "mail to be accepted again", 30*time.Second, func() bool {
 		le, text := b.draft([]string{fmt.Sprintf("again-%d@d0.example", time.Now().UnixNano())}, 200_000)

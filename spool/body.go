@@ -75,7 +75,7 @@ func (b *BodyWriter) writeAhead() error {
 		return tx.Put(tableBody, bodyKey(b.id, b.chunks), b.buf)
 	})
 	if err != nil {
-		return fmt.Errorf("write body %s: %w", b.id, err)
+		return fmt.Errorf("write body %s: %w", b.id, b.store.refusal(err))
 	}
 	b.chunks++
 	b.buf = b.buf[:0] // the transaction is over: the engine has let go of it

@@ -24,7 +24,7 @@ func (s *Store) Commit(
 	s.pressure.end(s.now(), time.Since(start))
 	if err != nil {
 		s.metrics.commits.WithLabelValues("error").Inc()
-		return fmt.Errorf("commit message %s: %w", m.ID, err)
+		return fmt.Errorf("commit message %s: %w", m.ID, s.refusal(err))
 	}
 	s.metrics.commits.WithLabelValues("ok").Inc()
 	s.metrics.seconds.WithLabelValues("commit").Observe(time.Since(start).Seconds())

@@ -3,6 +3,7 @@ package spool
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -84,7 +85,11 @@ func (p *pressure) end(now time.Time, took time.Duration) {
 func (p *pressure) check(now time.Time) (reason string, changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if since := now.Sub(p.measured); since >= pressureEvery || since < 0 {
+	every := pressureEvery
+	if p.disk != nil && p.free < 4*p.floor() { // a few writes more, and it is too late
+		every /= 20
+	}
+	if since := now.Sub(p.measured); since >= every || since < 0 {
 		p.measured = now
 		p.measure()
 	}
@@ -108,6 +113,13 @@ func (p *pressure) measure() {
 		}
 	}
 	p.avail, p.known = p.memory()
+}
+
+// exhausted notes that the engine found no space, before a measurement told.
+func (p *pressure) exhausted(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.measured, p.free = now, 0
 }
 
 // floor is what must be free on disk: on a small file system a twentieth of it.
@@ -165,10 +177,24 @@ func (s *Store) Admit() error {
 	e := &mail.Error{Reply: mail.Reply{
 		Code: 451, Status: mail.Status{Class: 4, Subject: 3, Detail: 2}, Text: "Too much load, try again later",
 	}}
-	if reason == PressureDisk { // RFC 3463 section 3.4: mail system full
-		e.Reply = mail.Reply{Code: 452, Status: mail.Status{Class: 4, Subject: 3, Detail: 1}, Text: "Insufficient storage, try again later"}
+	if reason == PressureDisk {
+		e.Reply = noStorage()
 	}
 	return e
+}
+
+// noStorage is RFC 3463 section 3.4: mail system full.
+func noStorage() mail.Reply {
+	return mail.Reply{Code: 452, Status: mail.Status{Class: 4, Subject: 3, Detail: 1}, Text: "Insufficient storage, try again later"}
+}
+
+// refusal gives the error of a full disk its reply, and closes the door at once.
+func (s *Store) refusal(err error) error {
+	if !errors.Is(err, kv.ErrNoSpace) {
+		return err
+	}
+	s.pressure.exhausted(s.now())
+	return &mail.Error{Reply: noStorage(), Err: err}
 }
 
 // room is for metrics.

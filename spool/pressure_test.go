@@ -58,6 +58,32 @@ func TestFloorsCloseTheDoorAndOpenItAgain(t *testing.T) {
 	expect(PressureDisk, true)
 }
 
+func TestFullDiskClosesTheDoorBeforeItIsMeasured(t *testing.T) {
+	t.Parallel()
+	available := int64(500)
+	r := &room{kv.Space{Disk: 50_000, Total: 100_000}}
+	now := time.Unix(1_000_000, 0)
+	s := &Store{now: func() time.Time { return now }, log: slog.New(slog.DiscardHandler), queues: newQueueTable()}
+	s.pressure = newPressure(r, &available)
+	s.metrics = newMetrics(nil, s)
+	require.NoError(t, s.Admit())
+	other := errors.New("other")
+	require.Equal(t, other, s.refusal(other))
+	require.NoError(t, s.Admit())
+	err := s.refusal(fmt.Errorf("commit: %w", kv.ErrNoSpace))
+	require.ErrorIs(t, err, kv.ErrNoSpace)
+	require.Equal(t, 452, mail.ReplyOf(err).Code)
+	require.Equal(t, 452, mail.ReplyOf(s.Admit()).Code)
+	now = now.Add(pressureEvery)
+	require.NoError(t, s.Admit(), "there was room for something smaller")
+	r.has.Disk = 2000 // near the floor: it is looked at often
+	now = now.Add(pressureEvery)
+	require.NoError(t, s.Admit())
+	r.has.Disk = 10
+	now = now.Add(pressureEvery / 20)
+	require.Equal(t, 452, mail.ReplyOf(s.Admit()).Code)
+}
+
 func TestSlowCommitsCloseTheDoorForAWhile(t *testing.T) {
 	t.Parallel()
 	available := int64(500)

@@ -190,7 +190,7 @@ func (b *Bolt) rollback(tx *bolt.Tx) {
 func (b *Bolt) failure(err error) error {
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) && isNoSpace(pathErr.Err) ||
 		strings.HasPrefix(err.Error(), "file resize error") {
-		return fmt.Errorf("commit: %w", err)
+		return fmt.Errorf("commit: %w: %w", ErrNoSpace, err)
 	}
 	b.mu.Lock()
 	first := b.failed == nil

@@ -49,7 +49,9 @@ func TestFullDiskHarmsOnlyItsBatch(t *testing.T) {
 	}
 	require.NoError(t, put("before"))
 	undo := replaceFile(t, path, "/dev/full") // every write says ENOSPC
-	require.ErrorIs(t, put("full"), syscall.ENOSPC)
+	err = put("full")
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	require.ErrorIs(t, err, kv.ErrNoSpace)
 	require.NoError(t, db.Err())
 	undo()
 	require.NoError(t, put("after"))
