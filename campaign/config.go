@@ -18,14 +18,14 @@ type Config struct {
 	// UnsubscribeMailbox is an address for List-Unsubscribe beside the link, which takes a token in its subject; "": none.
 	UnsubscribeMailbox string        `toml:"-"`
 	Node               string        `toml:"-"`           // name of this process among those that share the store; default "0"
-	PageSize           int           `toml:"page_size"`   // recipients queued in one transaction; default 1000
+	PageSize           int           `toml:"page_size"`   // recipients queued in one transaction; default 4000
 	TTL                time.Duration `toml:"ttl"`         // no attempt later than this after the start; default 24h
 	CacheBytes         int64         `toml:"cache_bytes"` // compiled campaigns kept in memory; default 64 MiB, one always stays
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{Node: "0", PageSize: 1000, TTL: 24 * time.Hour, CacheBytes: 64 << 20}
+	return Config{Node: "0", PageSize: 4000, TTL: 24 * time.Hour, CacheBytes: 64 << 20}
 }
 
 // Validate tells everything that is wrong.

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	highWater  = 20_000                 // envelopes of one campaign that wait for their first attempt: fan-out pauses above it
+	highWater  = 2_000_000              // envelopes of one campaign that wait for their first attempt: fan-out pauses above it
 	idleWait   = time.Second            // between looks at campaigns when nothing happens
 	fullWait   = 100 * time.Millisecond // while all are above the high water
 	failedWait = 2 * time.Second        // after an error of the store

@@ -24,7 +24,8 @@ import (
 // rig is a campaign service on real stores, with delivery played by the test.
 type rig struct {
 	*Service
-	t     *testing.T
+	t     testing.TB
+	sync  bool // commits are durable
 	dir   string
 	db    *kv.Bolt
 	store *spool.Store
@@ -35,7 +36,7 @@ type rig struct {
 	clock *atomic.Int64
 }
 
-func newRig(t *testing.T, change ...func(*Config)) *rig {
+func newRig(t testing.TB, change ...func(*Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: t.TempDir(), clock: new(atomic.Int64)}
 	r.clock.Store(time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC).UnixNano())
@@ -62,7 +63,7 @@ func (r *rig) open() {
 	t := r.t
 	ctx := t.Context()
 	var err error
-	r.db, err = kv.OpenBolt(filepath.Join(r.dir, "relayd.db"), kv.BoltOptions{NoSync: true})
+	r.db, err = kv.OpenBolt(filepath.Join(r.dir, "relayd.db"), kv.BoltOptions{NoSync: !r.sync})
 	require.NoError(t, err)
 	r.log, err = event.Open(r.db, r.now)
 	require.NoError(t, err)
