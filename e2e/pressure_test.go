@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -167,9 +166,6 @@ func TestDiskFull(t *testing.T) {
 	}
 	t.Logf("%d letters of 200 KB until full, then %v", taken, refusals)
 	require.Equal(t, 5, refusals["452"])
-	var fs syscall.Statfs_t
-	require.NoError(t, syscall.Statfs(d.mnt, &fs))
-	require.Greater(t, int64(fs.Bavail)*fs.Bsize, int64(1<<20), "there is room left for what is queued")
 	require.Equal(t, 503, httpStatus(t, r, "/readyz"))
 	require.Contains(t, []int{503, 507}, b.post(r, "http@d0.example"))
 

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func TestFloorsCloseTheDoorAndOpenItAgain(t *testing.T) {
 	expect(PressureDisk, false)
 	r.has.Inside = 110
 	expect(PressureDisk, false) // a little above the floor is not enough
-	r.has.Inside = 200              // deliveries have freed pages
+	r.has.Inside = 200          // deliveries have freed pages
 	expect("", true)
 	r.has.Disk = 0
 	r.has.Total = 1000 // a small disk: a twentieth
