@@ -34,11 +34,32 @@
 //
 // Counts add up: accepted = live + the sum of the outcomes, in every snapshot of the store.
 //
-// One process owns the store. Open takes a fencing number, which every lease, settlement and action checks in its own
-// transaction: a process that lost the store to a later one gets ErrDeposed and changes nothing.
+// # Ownership
 //
-// Not promised: an order between envelopes of one queue beyond class and due time; that a held envelope expires (it
-// waits for the operator); that PauseStream outlives the process.
+// A partition of the queues, by recipient domain, belongs to one node at a time; today one node owns all partitions of
+// a store. Open takes the next fencing number, and every lease, settlement and action compares it in its own
+// transaction: a process that lost the store to a later one gets ErrDeposed and changes nothing, however late its
+// transaction comes. What it had under lease is in doubt, and goes back to the queues at the later Open.
+//
+// # History
+//
+// The outcome of each envelope is kept until Purge removes it, with the steps that led to it (Notes). History finds it
+// by recipient, Message-ID or queue ID.
+//
+// # Pressure
+//
+// Admit refuses new messages while disk or memory are below their floors, or commits take too long. It is for those who
+// take mail in; settling, and the notices that become durable with it, are never refused.
+//
+// # Not promised
+//
+//   - Exactly once: SMTP cannot.
+//   - An order between envelopes of one queue beyond class and due time.
+//   - That a held envelope expires: it waits for the operator.
+//   - That PauseStream outlives the process: who pauses does it again after a restart.
+//   - That a nil of Commit survives a disk that lies about fdatasync, or the loss of the disk: see relayctl backup. After a
+//     restore what was delivered since the backup is in the queue again.
+//   - That a lease ends by itself: it lasts as long as the process. There is nothing to extend.
 //
 // # Memory
 //
