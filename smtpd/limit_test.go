@@ -198,4 +198,3 @@ func TestTranscript(t *testing.T) {
 	require.NotContains(t, log, "hidden")
 	require.NotContains(t, log, plainIR("app", "secret"))
 }
-

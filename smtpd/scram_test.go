@@ -61,7 +61,11 @@ func (c *client) scramLogin(mechanism, gs2 string, bound []byte, user, password 
 	require.NoError(c.t, err)
 	salted, err := pbkdf2.Key(sha256.New, password, salt, 4096, 32)
 	require.NoError(c.t, err)
-	sum := func(key []byte, s string) []byte { m := hmac.New(sha256.New, key); m.Write([]byte(s)); return m.Sum(nil) }
+	sum := func(key []byte, s string) []byte {
+		m := hmac.New(sha256.New, key)
+		m.Write([]byte(s))
+		return m.Sum(nil)
+	}
 	key := sum(salted, "Client Key")
 	stored := sha256.Sum256(key)
 	without := "c=" + b64.EncodeToString(append([]byte(gs2), bound...)) + "," + attrs[0]
