@@ -121,7 +121,7 @@ func (c *chunks) step(d *dataReader) []byte {
 	return b
 }
 
-// check holds a chunk to lines that end in CRLF: relayd does not offer BINARYMIME (docs/decisions/0012).
+// check holds a chunk to lines that end in CRLF: relayd does not offer BINARYMIME (docs/decisions/0015).
 func (c *chunks) check(f *framer, b []byte) {
 	if f.bad != nil || len(b) == 0 {
 		return
