@@ -11,22 +11,23 @@ import (
 // Backup streams a backup of the data directory: app.App.
 type Backup func(ctx context.Context, w io.Writer) error
 
-// downloadBackup is for the admin socket only: a backup holds private keys.
-func (s *Server) downloadBackup(r *request) error {
-	if !infoOf(r.Request).trusted {
-		return &api.Problem{
+// downloadBackup is for the admin socket only: a backup holds private keys, which no API key gives a right to.
+func (s *Server) downloadBackup(w http.ResponseWriter, r *http.Request) {
+	if !infoOf(r).trusted {
+		s.problem(w, r, &api.Problem{
 			Status: http.StatusForbidden, Code: api.CodeForbiddenScope,
 			Detail: "A backup holds private keys: it is given out on the admin socket only.",
-		}
+		})
+		return
 	}
 	if s.deps.Backup == nil {
-		return notFound("backup")
+		s.problem(w, r, notFound("backup"))
+		return
 	}
-	r.w.Header().Set("Content-Type", "application/x-tar")
-	if err := s.deps.Backup(r.Context(), download(r)); err != nil {
+	w.Header().Set("Content-Type", "application/x-tar")
+	if err := s.deps.Backup(r.Context(), download(&request{Request: r, w: w})); err != nil {
 		s.log.Error("backup.failed", "err", err)
-		return aborted(err)
+		_ = aborted(err)
 	}
 	s.log.Info("backup.written")
-	return nil
 }

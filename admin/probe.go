@@ -28,6 +28,7 @@ func (s *Server) public() []publicRoute {
 		{"GET /readyz", s.ready},
 		{"GET /metrics", s.metricsPage},
 		{"GET /v1/openapi.json", s.openAPIPage},
+		{"GET /v1/backup", s.downloadBackup}, // of the admin socket
 		{"GET /robots.txt", s.robots},
 		{"GET /u/{token}", s.showUnsubscribe},
 		{"POST /u/{token}", s.postUnsubscribe},

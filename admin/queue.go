@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"relayd/internal/account"
 	"relayd/internal/api"
 	"relayd/internal/mail"
 	"relayd/spool"
@@ -249,18 +250,30 @@ const (
 
 func (s *Server) queueAction(r *request, in *api.QueueAction) (api.QueueActionResult, error) {
 	out := api.QueueActionResult{Action: in.Action, DryRun: in.DryRun}
-	actions := []spool.Action{spool.ActionHold, spool.ActionRelease, spool.ActionRetry, spool.ActionFail}
+	actions := []spool.Action{spool.ActionHold, spool.ActionRelease, spool.ActionRetry, spool.ActionFail, spool.ActionMove}
 	if !slices.Contains(actions, spool.Action(in.Action)) {
-		return out, invalid("/action", api.CodeInvalidParameter, "action must be hold, release, retry or fail.")
+		return out, invalid("/action", api.CodeInvalidParameter, "action must be hold, release, retry, fail or move.")
 	}
 	if mail.CleanText(in.Reason, maxActionReason) != in.Reason {
 		return out, invalid("/reason", api.CodeInvalidParameter, "reason must be one line of at most 500 bytes.")
+	}
+	if err := s.checkRoute(r.caller, in); err != nil {
+		return out, err
 	}
 	sel, err := actionSelector(r.caller, in)
 	if err != nil {
 		return out, err
 	}
-	res, err := s.deps.Queue.Act(r.Context(), spool.Action(in.Action), sel, r.caller.name(), in.Reason, in.DryRun)
+	var res spool.ActResult
+	if in.Action == string(spool.ActionMove) {
+		route := in.Route
+		if route == defaultRoute {
+			route = ""
+		}
+		res, err = s.deps.Queue.Move(r.Context(), route, sel, r.caller.name(), in.Reason, in.DryRun)
+	} else {
+		res, err = s.deps.Queue.Act(r.Context(), spool.Action(in.Action), sel, r.caller.name(), in.Reason, in.DryRun)
+	}
 	if err != nil {
 		return out, err
 	}
@@ -269,6 +282,27 @@ func (s *Server) queueAction(r *request, in *api.QueueAction) (api.QueueActionRe
 	}
 	out.Matched, out.Changed, out.InFlight, out.Unchanged = res.Matched, res.Changed, res.InFlight, res.Unchanged
 	return out, nil
+}
+
+// defaultRoute is the route of the recipient's domain.
+const defaultRoute = "default"
+
+// checkRoute refuses a route that there is not. Routes belong to the operator: a caller who is bound to an account moves
+// nothing.
+func (s *Server) checkRoute(c caller, in *api.QueueAction) error {
+	switch {
+	case in.Action != string(spool.ActionMove) && in.Route == "":
+		return nil
+	case in.Action != string(spool.ActionMove):
+		return invalid("/route", api.CodeInvalidParameter, "Only move takes a route.")
+	case !c.full:
+		return c.authorize(account.ScopeAdmin)
+	case in.Route == defaultRoute:
+		return nil
+	case s.deps.Waits == nil || !slices.Contains(s.deps.Waits.Routes(), in.Route):
+		return invalid("/route", api.CodeInvalidParameter, "route must be default or the name of a smarthost.")
+	}
+	return nil
 }
 
 func actionSelector(c caller, in *api.QueueAction) (spool.Selector, error) {

@@ -107,8 +107,6 @@ func (s *Server) table() []route {
 			"id", "account", "limit", "cursor"),
 		post("/v1/queue/actions", "queue:write", "Hold, release, retry or fail envelopes", ok, takes(s.queueAction)),
 
-		get("/v1/backup", "admin", "Download a backup of the data directory; on the admin socket only", streams(s.downloadBackup)),
-
 		get("/v1/suppressions", "suppressions:read", "List suppressed addresses", gives(s.listSuppressions),
 			"account", "limit", "cursor"),
 		post("/v1/suppressions", "suppressions:write", "Suppress an address", created, takes(s.addSuppression)),

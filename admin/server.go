@@ -56,6 +56,7 @@ type Queue interface {
 	Get(ctx context.Context, id mail.QueueID) (*spool.Message, []spool.Info, error)
 	GetEnvelope(ctx context.Context, id mail.EnvelopeID) (*spool.Message, []spool.Info, error)
 	Act(ctx context.Context, a spool.Action, sel spool.Selector, who, why string, dryRun bool) (spool.ActResult, error)
+	Move(ctx context.Context, route string, sel spool.Selector, who, why string, dryRun bool) (spool.ActResult, error)
 	Stats(ctx context.Context) (spool.Stats, error)
 	QueueStats() []spool.QueueStat
 	InDoubt() int
@@ -69,6 +70,7 @@ type Queue interface {
 // Waits tells what delivery makes a queue wait for: delivery.Scheduler.
 type Waits interface {
 	Waiting(ctx context.Context, q spool.Queue) delivery.Wait
+	Routes() []string
 }
 
 // Deps are what a Server works with. All are needed unless said otherwise.

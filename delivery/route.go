@@ -51,10 +51,11 @@ type router struct {
 	hostname string
 	port     uint16
 	smart    *Smarthost // nil: by MX
+	others   []Smarthost
 }
 
 func newRouter(cfg Config, deps Deps) (*router, error) {
-	r := &router{resolver: deps.Resolver, hostname: strings.ToLower(deps.Hostname), port: uint16(cfg.MXPort)} //nolint:gosec // validated
+	r := &router{resolver: deps.Resolver, hostname: strings.ToLower(deps.Hostname), port: uint16(cfg.MXPort), others: cfg.Smarthosts} //nolint:gosec // validated
 	if cfg.Route == RouteMX {
 		return r, nil
 	}
@@ -66,9 +67,31 @@ func newRouter(cfg Config, deps Deps) (*router, error) {
 	return r, nil
 }
 
-// resolve returns the route of a recipient domain. An error is temporary.
+// named finds the route that an operator has moved envelopes to. One that is gone from the configuration may come back.
+func (r *router) named(name string) (*route, error) {
+	for i := range r.others {
+		if r.others[i].Name == name {
+			return smarthostRoute(&r.others[i])
+		}
+	}
+	return nil, fmt.Errorf("find route %q: no such smarthost; relayctl queue move sends its envelopes elsewhere", name)
+}
+
+// Routes returns the names that an operator may move envelopes to.
+func (s *Scheduler) Routes() []string {
+	names := make([]string, len(s.router.others))
+	for i := range s.router.others {
+		names[i] = s.router.others[i].Name
+	}
+	return names
+}
+
+// resolve returns the route of a queue's domain. An error is temporary.
 func (r *router) resolve(ctx context.Context, domain string) (*route, error) {
+	via := (spool.Queue{Domain: domain}).Via()
 	switch {
+	case via != "":
+		return r.named(via)
 	case r.smart != nil:
 		return smarthostRoute(r.smart)
 	case strings.HasPrefix(domain, "["):

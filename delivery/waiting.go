@@ -32,6 +32,8 @@ func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case err != nil && q.Via() != "":
+		return Wait{Reason: "dns", Text: fmt.Sprintf("there is no smarthost %s in the configuration", q.Via())}
 	case err != nil:
 		return Wait{Reason: "dns", Text: fmt.Sprintf("the MX hosts of %s cannot be looked up", q.Domain)}
 	case r.refusal != nil:

@@ -21,7 +21,20 @@ const (
 	ActionRelease Action = "release" // ends a hold
 	ActionRetry   Action = "retry"   // due now
 	ActionFail    Action = "fail"    // settles as failed
+	ActionMove    Action = "move"    // to another route, due now: see Move
 )
+
+// viaRoute begins the domain of a queue whose envelopes were moved to a route: no domain holds a colon.
+const viaRoute = "via:"
+
+// Via returns the route that the queue's envelopes were moved to, "" for none.
+func (q Queue) Via() string {
+	route, _ := strings.CutPrefix(q.Domain, viaRoute)
+	if len(route) == len(q.Domain) {
+		return ""
+	}
+	return route
+}
 
 // event is the type of the event that tells of one envelope, "" for an unknown action.
 func (a Action) event() string {
@@ -34,6 +47,8 @@ func (a Action) event() string {
 		return "message.retried"
 	case ActionFail:
 		return "message.failed"
+	case ActionMove:
+		return "message.moved"
 	}
 	return ""
 }
@@ -52,6 +67,7 @@ type ActResult struct {
 // order is an action with its author.
 type order struct {
 	action   Action
+	route    string // of ActionMove
 	who, why string
 	now      time.Time
 }
@@ -61,6 +77,9 @@ func (o *order) data() map[string]any {
 	if o.why != "" {
 		data["why"] = o.why
 	}
+	if o.action == ActionMove {
+		data["route"] = o.route
+	}
 	return data
 }
 
@@ -68,11 +87,24 @@ func (o *order) data() map[string]any {
 // against delivery. who and why stand in the events. With dryRun it only counts. On error the counts tell how far it
 // came; it may be repeated.
 func (s *Store) Act(ctx context.Context, a Action, sel Selector, who, why string, dryRun bool) (ActResult, error) {
-	var total ActResult
-	if a.event() == "" {
-		return total, fmt.Errorf("%w: %q", ErrAction, a)
+	if a.event() == "" || a == ActionMove {
+		return ActResult{}, fmt.Errorf("%w: %q", ErrAction, a)
 	}
-	o := order{action: a, who: who, why: why, now: s.now()}
+	return s.act(ctx, order{action: a, who: who, why: why, now: s.now()}, sel, dryRun)
+}
+
+// Move is Act for ActionMove: what waits or is held goes to the queue of a route (the name of a smarthost), "" for the
+// route of its recipient's domain, and is due at once. Whether there is such a route is for the caller to know.
+func (s *Store) Move(ctx context.Context, route string, sel Selector, who, why string, dryRun bool) (ActResult, error) {
+	if len(route) > 128 || strings.ContainsAny(route, "@\x00") {
+		return ActResult{}, fmt.Errorf("%w: route %q", ErrAction, route)
+	}
+	return s.act(ctx, order{action: ActionMove, route: route, who: who, why: why, now: s.now()}, sel, dryRun)
+}
+
+func (s *Store) act(ctx context.Context, o order, sel Selector, dryRun bool) (ActResult, error) {
+	var total ActResult
+	a := o.action
 	c, err := s.newScanner(sel, nil)
 	if err != nil {
 		return total, err
@@ -86,7 +118,7 @@ func (s *Store) Act(ctx context.Context, a Action, sel Selector, who, why string
 		total.Matched += len(page)
 		if dryRun {
 			for i := range page {
-				total.forecast(a, &page[i], o.now)
+				total.forecast(&o, &page[i])
 			}
 			continue
 		}
@@ -98,8 +130,8 @@ func (s *Store) Act(ctx context.Context, a Action, sel Selector, who, why string
 }
 
 // forecast counts what the action would do to an envelope.
-func (r *ActResult) forecast(a Action, info *Info, now time.Time) {
-	e := &info.Envelope
+func (r *ActResult) forecast(o *order, info *Info) {
+	a, e, now := o.action, &info.Envelope, o.now
 	flying := info.State == StateLeased
 	switch {
 	case a == ActionHold && e.Held, a == ActionRelease && !e.Held:
@@ -108,6 +140,8 @@ func (r *ActResult) forecast(a Action, info *Info, now time.Time) {
 		r.Changed++
 	case flying:
 		r.InFlight++
+	case a == ActionMove && e.Queue == o.queueOf(e):
+		r.Unchanged++
 	case a == ActionRetry && (e.Held || !e.NextAttempt.After(now)):
 		r.Unchanged++
 	default:
@@ -157,7 +191,9 @@ func (s *Store) actSlice(ctx context.Context, o *order, page []Info, total *ActR
 		return err
 	}
 	s.queues.apply(moves)
-	s.countMoves(moves, Failed)
+	if o.action == ActionFail {
+		s.countMoves(moves, Failed)
+	}
 	total.add(result)
 	return nil
 }
@@ -233,7 +269,16 @@ func (l *located) leave(tx kv.Tx) error {
 	return tx.Delete(tableDue, dueKeyOf(l.envelope))
 }
 
-// actTx holds, releases or retries one envelope.
+// queueOf is where ActionMove sends an envelope.
+func (o *order) queueOf(e *Envelope) Queue {
+	q := e.Queue
+	if q.Domain = e.To.Domain; o.route != "" {
+		q.Domain = viaRoute + o.route
+	}
+	return q
+}
+
+// actTx holds, releases, retries or moves one envelope.
 func (s *Store) actTx(tx kv.Tx, o *order, l *located, result *ActResult, moves []move) ([]move, error) {
 	e := l.envelope
 	was := *l
@@ -246,7 +291,10 @@ func (s *Store) actTx(tx kv.Tx, o *order, l *located, result *ActResult, moves [
 		next.Deferred = e.NextAttempt.After(o.now)
 	case o.action == ActionRetry && l.at == inLater && e.NextAttempt.After(o.now):
 		next.NextAttempt, next.Deferred = o.now, false
-	case o.action == ActionRetry && l.at == inFlight:
+	case o.action == ActionMove && l.at != inFlight && e.Queue != o.queueOf(e):
+		next.Queue = o.queueOf(e)
+		next.NextAttempt, next.Deferred = o.now, false
+	case (o.action == ActionRetry || o.action == ActionMove) && l.at == inFlight:
 		result.InFlight++
 		return moves, nil
 	default:
@@ -268,7 +316,12 @@ func (s *Store) actTx(tx kv.Tx, o *order, l *located, result *ActResult, moves [
 		if err != nil {
 			return moves, err
 		}
-		moves = append(moves, move{id: e.ID, queue: e.Queue, class: e.Class, from: l.at, to: to, next: next.NextAttempt})
+		if next.Queue == e.Queue {
+			moves = append(moves, move{id: e.ID, queue: e.Queue, class: e.Class, from: l.at, to: to, next: next.NextAttempt})
+		} else {
+			moves = append(moves, move{id: e.ID, queue: e.Queue, class: e.Class, from: l.at, to: nowhere},
+				move{id: e.ID, queue: next.Queue, class: e.Class, from: nowhere, to: to, next: next.NextAttempt})
+		}
 	}
 	if err := tx.Put(tableEnvelope, envelopeKey(e.ID), appendEnvelope(nil, &next)); err != nil {
 		return moves, err

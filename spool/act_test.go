@@ -163,3 +163,42 @@ func TestListingSelectsByEveryTerm(t *testing.T) {
 	require.Equal(t, envs[1].ID, infos[0].Envelope.ID)
 	require.Equal(t, m.Subject, infos[0].Subject)
 }
+
+func TestMoveSendsOverAnotherRoute(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	_, envs := f.commit("b", "a@x.example", "b@y.example", "c@x.example")
+	f.settle(f.lease(1), spool.Result{Outcome: spool.Deferred, Reply: busy, NextAttempt: f.now().Add(time.Hour)})
+	flying := f.lease(1)
+	require.Len(t, flying.Envelopes, 1)
+	res, err := f.Move(t.Context(), "upstream", spool.Selector{}, "ann", "", true)
+	require.NoError(t, err)
+	want := spool.ActResult{Matched: 3, Changed: 2, InFlight: 1}
+	require.Equal(t, want, res)
+	res, err = f.Move(t.Context(), "upstream", spool.Selector{}, "ann", "", false)
+	require.NoError(t, err)
+	require.Equal(t, want, res)
+	require.Empty(t, f.check().Findings)
+	f.settle(flying, spool.Result{Outcome: spool.Deferred, Reply: busy, NextAttempt: f.now().Add(time.Hour)})
+	via := 0
+	l := f.lease(10)
+	for _, e := range l.Envelopes {
+		if e.Queue.Via() == "upstream" {
+			via++
+			require.NotEqual(t, e.Queue.Domain, e.To.Domain)
+		}
+	}
+	require.Equal(t, 2, via)
+	require.Len(t, l.Envelopes, 2, "moved ones are due at once")
+	require.NoError(t, f.Release(t.Context(), l, f.now()))
+	f.reopen()
+	res, err = f.Move(t.Context(), "", spool.Selector{}, "ann", "", false)
+	require.NoError(t, err)
+	require.Equal(t, spool.ActResult{Matched: 3, Changed: 2, Unchanged: 1}, res)
+	for _, q := range f.QueueStats() {
+		require.Empty(t, q.Queue.Via())
+	}
+	require.EqualValues(t, len(envs), f.stats().Queued)
+	_, err = f.Move(t.Context(), "a@b", spool.Selector{}, "ann", "", false)
+	require.ErrorIs(t, err, spool.ErrAction)
+}

@@ -32,7 +32,8 @@ selector words, all of which must match:
 		a.queueAction("hold", "Stop attempts until release", "held"),
 		a.queueAction("release", "Let held envelopes go on", "released"),
 		a.queueAction("retry", "Attempt at once instead of at the next due time", "due now"),
-		a.queueAction("fail", "Give up: the outcome is failed", "failed"))
+		a.queueAction("fail", "Give up: the outcome is failed", "failed"),
+		a.queueAction("move", "Send over another route from now on", "moved"))
 	return c
 }
 
@@ -199,7 +200,9 @@ func (a *app) queueAction(action, short, done string) *cobra.Command {
 			if all && len(args) > 0 {
 				return usage("--all stands alone, without IDs or words")
 			}
-			in.Action = action
+			if in.Action = action; action == "move" && in.Route == "" {
+				return usage("queue move wants --route NAME")
+			}
 			sel.All = all
 			return a.call(func(c *api.Client) error {
 				r, err := act(cmd.Context(), c, in, ids, sel)
@@ -222,6 +225,9 @@ func (a *app) queueAction(action, short, done string) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&in.DryRun, "dry-run", false, "only count what would change")
+	if action == "move" {
+		c.Flags().StringVar(&in.Route, "route", "", "`name` of a smarthost, or default for the recipient's own route")
+	}
 	c.Flags().StringVar(&in.Reason, "reason", "", "`text` for the event log")
 	c.Flags().BoolVar(&all, "all", false, "everything that waits")
 	return c

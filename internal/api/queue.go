@@ -148,8 +148,9 @@ type QueueSelector struct {
 
 // QueueAction is the body of POST /v1/queue/actions: either IDs or a selector.
 type QueueAction struct {
-	Action   string         `json:"action"`        // hold, release, retry, fail
-	IDs      []string       `json:"ids,omitempty"` // envelope IDs or queue IDs, at most 1000
+	Action   string         `json:"action"`          // hold, release, retry, fail, move
+	Route    string         `json:"route,omitempty"` // of move: the name of a smarthost, "default" for the recipient's own route
+	IDs      []string       `json:"ids,omitempty"`   // envelope IDs or queue IDs, at most 1000
 	Selector *QueueSelector `json:"selector,omitempty"`
 	DryRun   bool           `json:"dry_run,omitempty"`
 	Reason   string         `json:"reason,omitempty"` // for the event log
