@@ -67,7 +67,8 @@ func (s *settler) settle(b *batch, done []settlement) {
 			out.added()
 			s.settled(b, done)
 			return
-		case errors.Is(err, spool.ErrLeaseLost) && len(done) > 1:
+		case len(done) > 1 && (errors.Is(err, spool.ErrLeaseLost) || errors.Is(err, kv.ErrNoSpace)):
+			// on a full disk less at a time takes less room, and each message that goes makes some
 			s.oneByOne(b, done)
 			return
 		case errors.Is(err, spool.ErrLeaseLost):

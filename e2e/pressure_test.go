@@ -129,7 +129,7 @@ func cpu(t *testing.T, r *relay) time.Duration {
 // and mail is accepted again when there is space, without a restart.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	d := newDisk(t, 96<<20)
+	d := newDisk(t, 256<<20)
 	b := newLedger(t)
 	s := b.sink()
 	var busy atomic.Bool
@@ -147,7 +147,7 @@ func TestDiskFull(t *testing.T) {
 	})
 	l := r.domain("shop.example")
 	ballast := filepath.Join(d.mnt, "ballast")
-	require.NoError(t, os.WriteFile(ballast, make([]byte, 40<<20), 0o600))
+	require.NoError(t, os.WriteFile(ballast, make([]byte, 160<<20), 0o600))
 	refusals := map[string]int{}
 	taken := 0
 	for i := 0; len(refusals) == 0 || refusals[""] < 5; i++ {

@@ -150,6 +150,10 @@ func (b *Bolt) commit(batch []*call) (rest []*call) {
 			b.rollback(tx)
 			err = b.failure(err)
 		}
+		if errors.Is(err, ErrNoSpace) && len(ran) > 1 { // half of it needs less, and may free room for the rest
+			half := len(ran) / 2
+			return append(append(b.commit(ran[:half]), b.commit(ran[half:])...), rest...)
+		}
 		b.metrics.observe(len(ran), t.bytes, time.Since(start), err)
 		answer(ran, err)
 		return rest
