@@ -44,8 +44,8 @@ func TestB8_5000IdleConnections(t *testing.T) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil || files.Cur < sessions+500 || testing.Short() {
 		t.Skip("needs 5,500 open files")
 	}
-	if _, err := os.Stat("/proc/self/status"); err != nil {
-		t.Skip("needs /proc")
+	if _, err := os.Stat("/proc/self/status"); err != nil || raceDetector {
+		t.Skip("needs /proc, and the program as it is")
 	}
 	child := exec.Command(os.Args[0], "-test.run=^TestIdleChild$", "-test.timeout=2m") //nolint:gosec,noctx // itself
 	child.Env = append(os.Environ(), idleChild+"=1")
