@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"relayd/internal/kv"
 	"relayd/spool"
 )
 
