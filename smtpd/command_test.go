@@ -1,11 +1,13 @@
 package smtpd
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"relayd/internal/account"
 	"relayd/internal/mail"
 )
 
@@ -13,7 +15,8 @@ import (
 func FuzzCommand(f *testing.F) {
 	for _, s := range []string{
 		"MAIL FROM:<a@example.com> SIZE=1 RET=FULL ENVID=x+2B", `RCPT TO:<"a> b\""@example.com> NOTIFY=NEVER ORCPT=rfc822;x`,
-		"EHLO [IPv6:::1]", "MAIL FROM:<>", "MAIL FROM: <@a:b@c>", "AUTH PLAIN AGE=", "RCPT TO:<a@" + strings.Repeat("b.", 126) + "c>",
+		"EHLO [IPv6:::1]", "MAIL FROM:<>", "MAIL FROM: <@a:b@c>", "AUTH PLAIN AGE=", "MAIL FROM:<홍@example.com> SMTPUTF8 REQUIRETLS HOLDFOR=60", "RCPT TO:<홍@한국.example>",
+		"RCPT TO:<a@" + strings.Repeat("b.", 126) + "c>",
 	} {
 		f.Add([]byte(s))
 	}
@@ -52,7 +55,7 @@ func checkPath(t *testing.T, p mail.Path) {
 	again, err := mail.ParsePath(p.String())
 	require.NoError(t, err)
 	require.Equal(t, p, again)
-	require.Equal(t, -1, strings.IndexFunc(p.String(), func(r rune) bool { return r < ' ' || r > '~' }))
+	require.Equal(t, -1, strings.IndexFunc(p.String(), func(r rune) bool { return r < ' ' || r == 0x7f || r == 0xfffd }))
 }
 
 func checkRefusal(t *testing.T, err *mail.Error) {
@@ -71,4 +74,40 @@ func TestReplyOf(t *testing.T) {
 	require.Equal(t, "550 5.0.0 \r\n", string(appendReply(nil, mail.Reply{Code: 550})))
 	require.Equal(t, "354 go\r\n", string(appendReply(nil, mail.Reply{Code: 354, Text: "go"})))
 	require.LessOrEqual(t, len(appendReply(nil, mail.Reply{Code: 550, Text: strings.Repeat("x", 5000)})), 512)
+}
+
+// FuzzScram: whatever a client sends, nobody is let in without the proof.
+func FuzzScram(f *testing.F) {
+	f.Add("n,,n=app,r=x", "c=biws,r=xy,p="+strings.Repeat("A", 43)+"=")
+	f.Add("p=tls-exporter,a=app,n=a=2Cpp,r=x", "c=,r=xy,p=")
+	f.Fuzz(func(t *testing.T, first, final string) {
+		v, err := account.NewScram("secret", []byte("salt"), 1)
+		require.NoError(t, err)
+		m := &scramServer{
+			find: func(string) account.Scram { return v }, right: func() { t.Error("let in") },
+			binding: func(string) ([]byte, bool) { return []byte("bound"), true }, plus: strings.HasPrefix(first, "p="), nonce: "y",
+		}
+		if _, _, err := m.Next([]byte(first)); err != nil {
+			return
+		}
+		_, done, err := m.Next([]byte(final))
+		require.False(t, done)
+		require.Error(t, err)
+	})
+}
+
+// FuzzProxy: a header gives an address or an error, and nothing behind it is read.
+func FuzzProxy(f *testing.F) {
+	f.Add([]byte("PROXY TCP4 192.0.2.7 127.0.0.1 4660 25\r\nEHLO x\r\n"))
+	f.Add([]byte("PROXY UNKNOWN\r\nEHLO x\r\n"))
+	f.Add([]byte(proxySignature + "\x21\x11\x00\x0c\xc0\x00\x02\x07\x7f\x00\x00\x01\x12\x34\x00\x19EHLO x\r\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		ip, err := readProxy(r, mustAddr("192.0.2.1"))
+		if err == nil {
+			require.True(t, ip.IsValid())
+			require.Empty(t, ip.Zone())
+		}
+		require.LessOrEqual(t, len(b)-r.Len(), 16+maxProxyHeader)
+	})
 }
