@@ -242,3 +242,23 @@ func openBench(b *testing.B) *spool.Store {
 	s, _ := openStore(b, filepath.Join(b.TempDir(), "spool.db"), false)
 	return s
 }
+
+// BenchmarkHistory reports the time to find the outcomes of one recipient among 200,000, settled a hundred at a time.
+func BenchmarkHistory(b *testing.B) {
+	const n = 200_000
+	path := filepath.Join(b.TempDir(), "spool.db")
+	s, db := openStore(b, path, true)
+	fill(b, s, db, n)
+	for done := 0; done < n; {
+		k, err := settleSome(s, 100)
+		require.NoError(b, err)
+		done += k
+	}
+	to := "recipient777@d" + strconv.Itoa(777%200) + ".example.net"
+	for b.Loop() {
+		found, _, err := s.History(context.Background(), spool.HistoryQuery{Recipient: to}, "", 100)
+		require.NoError(b, err)
+		require.Len(b, found, 1)
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N), "ms/look-up")
+}

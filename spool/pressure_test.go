@@ -128,7 +128,7 @@ func TestAdmitAnswersAsSMTPDoes(t *testing.T) {
 	require.Equal(t, mail.Status{Class: 4, Subject: 3, Detail: 1}, e.Reply.Status)
 	p.measured = time.Time{}
 	r.has.Disk, available = 9000, 1
-	require.True(t, errors.As(s.Admit(), &e))
+	require.ErrorAs(t, s.Admit(), &e)
 	require.Equal(t, 451, e.Reply.Code)
 	require.Equal(t, mail.Status{Class: 4, Subject: 3, Detail: 2}, e.Reply.Status)
 	if n, ok := availableMemory(); ok {

@@ -32,7 +32,7 @@ The file is written under another name, made durable, and then renamed: FILE is 
 				if err != nil {
 					return err
 				}
-				defer os.Remove(f.Name()) // nothing is there after the rename
+				defer os.Remove(f.Name()) //nolint:errcheck // nothing is there after the rename
 				n, err := c.Backup(cmd.Context(), f)
 				if err == nil {
 					err = f.Sync()

@@ -144,7 +144,7 @@ func Restore(ctx context.Context, file, dataDir string) (*Restored, error) {
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	defer os.RemoveAll(temp)
+	defer os.RemoveAll(temp) //nolint:errcheck // hidden, and named for what it is
 	m, names, err := unpack(ctx, tar.NewReader(bufio.NewReaderSize(f, 1<<20)), temp)
 	if err != nil {
 		return nil, fmt.Errorf("restore %s: %w", file, err)
