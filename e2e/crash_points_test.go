@@ -202,9 +202,14 @@ func TestNothingIsSaidBeforeItIsStored(t *testing.T) {
 	canTrace(t)
 	file := t.TempDir() + "/strace"
 	b, _, r, l := crashRelay(t, options{wrap: traced(file, "trace=openat,link,linkat,fsync,fdatasync,pwrite64,write")})
-	require.Equal(t, accepted, b.one(r, l, 3000, "first@d0.example"))
-	require.Equal(t, accepted, b.one(r, l, 1_500_000, "second@d0.example"))
-	r.settled(30 * time.Second)
+	for _, size := range []int{3000, 1_500_000} {
+		c, err := r.open(l)
+		require.NoError(t, err)
+		le, text := b.draft([]string{"later@d0.example"}, size) // nothing else is written meanwhile
+		text = append([]byte("X-Relay-Send-At: "+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+"\r\n"), text...)
+		require.Equal(t, accepted, b.finish(c, le, text), le.reply)
+		c.close()
+	}
 	r.stop()
 	b.checkOrder(file)
 }
