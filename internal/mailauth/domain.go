@@ -92,11 +92,11 @@ func verifySPF(ctx context.Context, r Resolver, d Domain, ip netip.Addr) Check {
 }
 
 func suggestSPF(ips []netip.Addr) string {
-	b := "v=spf1"
+	terms := []string{"v=spf1"}
 	for _, ip := range ips {
-		b += " " + ipTerm(ip)
+		terms = append(terms, ipTerm(ip))
 	}
-	return b + " -all"
+	return strings.Join(append(terms, "-all"), " ")
 }
 
 func ipTerm(ip netip.Addr) string {

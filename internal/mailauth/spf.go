@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,15 +117,18 @@ func (e *evaluation) trace(format string, a ...any) {
 
 // mechanism returns the term that decided with the way to it.
 func (e *evaluation) mechanism() string {
-	way := ""
-	for i := len(e.deeds) - 1; i >= 0 && e.deeds[i] != ""; i-- {
-		way += " > " + e.deeds[i]
-		lower := strings.ToLower(e.deeds[i])
+	var way []string
+	for _, deed := range slices.Backward(e.deeds) {
+		if deed == "" {
+			break
+		}
+		way = append(way, deed)
+		lower := strings.ToLower(deed)
 		if !strings.HasPrefix(lower, "include:") && !strings.HasPrefix(lower, "redirect=") {
 			break // deeds of includes that did not match stand below
 		}
 	}
-	return mail.CleanText(strings.TrimPrefix(way, " > "), 300)
+	return mail.CleanText(strings.Join(way, " > "), 300)
 }
 
 func (e *evaluation) explain(res SPFResult, err error) string {

@@ -181,8 +181,8 @@ func (z *zone) LookupPTR(_ context.Context, ip netip.Addr) ([]string, error) {
 	if b := ip.AsSlice(); ip.Is4() {
 		name = fmt.Sprintf("%d.%d.%d.%d.in-addr.arpa", b[3], b[2], b[1], b[0])
 	} else {
-		for i := len(b) - 1; i >= 0; i-- {
-			name += fmt.Sprintf("%x.%x.", b[i]&15, b[i]>>4)
+		for _, octet := range slices.Backward(b) {
+			name += fmt.Sprintf("%x.%x.", octet&15, octet>>4)
 		}
 		name += "ip6.arpa"
 	}
