@@ -63,7 +63,7 @@ func (r *relay) inject(rules ...string) (stop func() string) {
 
 // traced is a wrapper that starts the daemon under strace, which writes to file. The daemon stays the child.
 func traced(file string, rules ...string) []string {
-	args := []string{"strace", "-D", "-f", "-qq", "-s", "256", "-o", file}
+	args := []string{"strace", "-D", "-f", "-q", "-s", "256", "-o", file}
 	for _, rule := range rules {
 		args = append(args, "-e", rule)
 	}
@@ -73,7 +73,8 @@ func traced(file string, rules ...string) []string {
 // injected counts the faults in the output of strace.
 func injected(text string) int { return strings.Count(text, "(INJECTED)") }
 
-var receivedLike = regexp.MustCompile(`\b[0-9a-z]{20}\b`)
+// receivedReply is the reply that names a queue ID.
+var receivedReply = regexp.MustCompile(`write\(\d+, "250 2\.0\.0 .*\b[0-9a-z]{20}\b`)
 
 func readFile(t *testing.T, name string) string {
 	t.Helper()
