@@ -2,6 +2,7 @@ package spool
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -99,6 +100,8 @@ func decoders() map[string]func([]byte) error {
 			}
 			return err
 		},
+		"note":    func(b []byte) error { _, err := decodeNote(b); return err },
+		"index":   func(b []byte) error { _, err := checkSettled(b); return err },
 		"counter": func(b []byte) error { _, err := decodeCounts(b); return err },
 	}
 }
@@ -107,6 +110,8 @@ func samples() map[string][]byte {
 	return map[string][]byte{
 		"message": appendMessage(nil, fullMessage()), "envelope": appendEnvelope(nil, fullEnvelope()),
 		"outcome": appendOutcome(nil, fullOutcome()),
+		"note":    appendNote(nil, &Note{At: time.Unix(1, 0), Event: "deferred", Attempt: 2, Reply: fullEnvelope().LastReply, Host: "mx", Who: "ann", Why: "x"}),
+		"index":   appendSettled([]indexed{{1, 2, envelopeKey(fullEnvelope().ID)}, {3, 0, envelopeKey(mail.EnvelopeID{})}}),
 		"lease":   newLeaseRecord([]mail.EnvelopeID{fullEnvelope().ID, {}}),
 	}
 }
@@ -119,7 +124,7 @@ func TestBrokenRecordsAreNamedErrors(t *testing.T) {
 		for n := range record {
 			require.ErrorIs(t, decode(record[:n:n]), ErrCorrupt, "%s cut to %d bytes", kind, n)
 		}
-		require.ErrorIs(t, decode(append(record[:len(record):len(record)], 0)), ErrCorrupt, "%s with a byte more", kind)
+		require.ErrorIs(t, decode(append(slices.Clip(record), 0)), ErrCorrupt, "%s with a byte more", kind)
 		newer := append([]byte(nil), record...)
 		newer[0] = messageVersion2 + 1
 		require.ErrorIs(t, decode(newer), ErrVersion, kind)
