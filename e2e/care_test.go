@@ -61,13 +61,13 @@ func TestCareOfTheSpool(t *testing.T) {
 	out, stderr, code = r.tool("relayd", "spool", "check", "--config", conf)
 	require.Zero(t, code, "%s%s", out, stderr)
 	r.start()
-	require.EqualValues(t, 4, r.stats().Queued)
+	require.Equal(t, 4, r.stats().Queued)
 	r.stop()
 
 	require.NoError(t, os.RemoveAll(r.data)) // the disk is lost
 	_, stderr, code = r.tool("relayd", "restore", "--config", conf, backup)
 	require.Zero(t, code, stderr)
 	r.start()
-	require.EqualValues(t, 4, r.stats().Queued)
+	require.Equal(t, 4, r.stats().Queued)
 	r.submit(l, "news@shop.example", []string{"late@dest.example"}, plain("news@shop.example", "late@dest.example", "signed again"))
 }

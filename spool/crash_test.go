@@ -195,7 +195,7 @@ func checkAfterCrash(t *testing.T, s *spool.Store, db kv.DB, told map[string]map
 	}))
 	for id := range told["committed"] {
 		_, waits := live[id]
-		require.True(t, waits != done[id], "%s: live %v, finished %v", id, waits, done[id])
+		require.NotEqual(t, waits, done[id], "%s: live %v, finished %v", id, waits, done[id])
 	}
 	for id := range told["settled"] {
 		require.True(t, done[id], "%s was settled", id)

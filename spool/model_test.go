@@ -53,10 +53,8 @@ type model struct {
 	live     map[mail.EnvelopeID]*modelEnvelope
 	done     map[mail.EnvelopeID]spool.Outcome
 	accepted int64
-	hooked   map[mail.EnvelopeID]int // outcomes that the hook has written to the store
 	leases   map[int]*spool.Lease
 	lastID   int
-	inDoubt  int
 	camps    map[string]*spool.Message
 	paused   map[string]bool
 }
