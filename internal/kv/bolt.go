@@ -132,24 +132,6 @@ func whole(db *bolt.DB) error {
 	})
 }
 
-// walk reads the header of every page.
-func walk(db *bolt.DB) error {
-	return undamaged(func() error {
-		tx, err := db.Begin(false)
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback() //nolint:errcheck // a read-only transaction
-		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
-			c := b.Cursor()
-			for k, _ := c.First(); k != nil; {
-				k, _ = c.Next()
-			}
-			return nil
-		})
-	})
-}
-
 // undamaged turns a panic of the engine, or a fault in the mapped file, into ErrDamaged.
 func undamaged(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -167,7 +149,7 @@ func undamaged(fn func() error) (err error) {
 
 // openBolt opens the file with names of ours for the errors of bbolt. It creates nothing.
 func openBolt(path string, opts bolt.Options) (db *bolt.DB, err error) {
-	opts.Timeout = time.Millisecond // one try
+	opts.Timeout = 120 * time.Millisecond // three tries: between fork and exec a child holds the locks of its parent
 	var file *os.File
 	opts.OpenFile = func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
 		file, err = os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
