@@ -141,6 +141,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 		ctx: settling, store: deps.Spool, log: log, metrics: m, now: now, settled: s.settled,
 		notifier: &notifier{door: deps.Door, hostname: deps.Hostname, log: log, metrics: m, now: now},
 	}
+	s.settler.start()
 	s.engine = &engine{
 		store: deps.Spool, composer: deps.Composer, gate: deps.Gate, retrier: s.retrier, metrics: m, now: now,
 		returnPath: deps.ReturnPath,

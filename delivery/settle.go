@@ -11,8 +11,8 @@ import (
 	"relayd/spool"
 )
 
-// settler makes results durable, whatever waits of one lease at once. Sessions never wait for it: how far they can run
-// ahead is bounded by what a site may have under lease.
+// settler makes results durable, whatever waits of one lease at once. Sessions run on meanwhile, but only a little: what
+// the remote host has taken and we have not settled is what a crash would send twice.
 type settler struct {
 	ctx      context.Context // ends when even settling is given up
 	store    *spool.Store
@@ -22,8 +22,33 @@ type settler struct {
 	now      func() time.Time
 	settled  func(b *batch, done []settlement) // told after they are durable
 
-	mu sync.Mutex
-	wg sync.WaitGroup
+	mu        sync.Mutex
+	unsettled int       // results that sessions handed in and that are not durable yet
+	fewer     sync.Cond // signalled when there are fewer
+	wg        sync.WaitGroup
+}
+
+// maxAhead is how many results may be unsettled before sessions wait: enough that they seldom do, since a commit takes
+// whatever waits, few enough that a crash doubles little beside what was in flight.
+const maxAhead = 32
+
+// start makes the settler ready. It must be called once, before add.
+func (s *settler) start() {
+	s.fewer.L = &s.mu
+	context.AfterFunc(s.ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.fewer.Broadcast()
+	})
+}
+
+// wait returns when so few results are unsettled that a session may go on, or when settling is given up.
+func (s *settler) wait() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.unsettled > maxAhead && s.ctx.Err() == nil {
+		s.fewer.Wait()
+	}
 }
 
 // add queues results of a lease.
@@ -34,6 +59,7 @@ func (s *settler) add(b *batch, done []settlement) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b.pending = append(b.pending, done...)
+	s.unsettled += len(done)
 	if !b.settling {
 		b.settling = true
 		s.wg.Go(func() { s.drain(b) })
@@ -53,6 +79,10 @@ func (s *settler) drain(b *batch) {
 		}
 		s.mu.Unlock()
 		s.settle(b, done)
+		s.mu.Lock()
+		s.unsettled -= len(done)
+		s.fewer.Broadcast()
+		s.mu.Unlock()
 	}
 }
 

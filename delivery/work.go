@@ -143,6 +143,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 			s.kick(st)
 		}
 		s.mu.Unlock()
+		s.settler.wait()
 		b = next
 	}
 	if w.session != nil {
