@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -234,7 +235,7 @@ func (r *relay) start() {
 // launch runs relayd.
 func (r *relay) launch() {
 	r.t.Helper()
-	line := append(r.wrap[:len(r.wrap):len(r.wrap)], filepath.Join(binDir, "relayd"), "run", "--config", filepath.Join(r.dir, "relayd.toml"))
+	line := append(slices.Clip(r.wrap), filepath.Join(binDir, "relayd"), "run", "--config", filepath.Join(r.dir, "relayd.toml"))
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), r.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -61,7 +61,7 @@ func TestPowerLoss(t *testing.T) {
 			if strings.HasPrefix(to, "gone-") {
 				require.True(t, notices[to] > 0 || notices2[to] > 0, "%s bounced without a notice", to)
 			} else {
-				require.True(t, one.n+two.n > 0, "%s was acknowledged before the power failed, and is lost", to)
+				require.Positive(t, one.n+two.n, "%s was acknowledged before the power failed, and is lost", to)
 			}
 			if one.n > 0 && two.n > 0 {
 				require.Equal(t, one.messageID, two.messageID, "a copy to %s is another message", to)
