@@ -3,6 +3,7 @@ package spool_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -201,4 +202,41 @@ func TestMoveSendsOverAnotherRoute(t *testing.T) {
 	require.EqualValues(t, len(envs), f.stats().Queued)
 	_, err = f.Move(t.Context(), "a@b", spool.Selector{}, "ann", "", false)
 	require.ErrorIs(t, err, spool.ErrAction)
+}
+
+func TestSelectorOfASite(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.commit("b", "a@x.example", "b@y.example", "c@z.example")
+	sel, err := spool.ParseSelector("site=mx.example")
+	require.NoError(t, err)
+	_, _, err = f.List(t.Context(), sel, "", 10)
+	require.ErrorIs(t, err, spool.ErrSelector, "the store alone knows no sites")
+	sel.SiteDomains = map[string]bool{"x.example": true, "z.example": true}
+	page, _, err := f.List(t.Context(), sel, "", 10)
+	require.NoError(t, err)
+	require.Len(t, page, 2)
+	got, err := f.Act(t.Context(), spool.ActionHold, sel, "alice", "", false)
+	require.NoError(t, err)
+	require.Equal(t, spool.ActResult{Matched: 2, Changed: 2}, got)
+	sel.SiteDomains = map[string]bool{}
+	page, _, err = f.List(t.Context(), sel, "", 10)
+	require.NoError(t, err)
+	require.Empty(t, page)
+}
+
+func TestSelectorOfAnAccountKeepsToItWhateverTheNames(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	label := strings.Repeat("d", 60)
+	f.commit("b", "a@"+label+"."+label+"."+label+".example") // longer than what is judged without decoding
+	require.Empty(t, f.list("account=other", 10))
+	require.Empty(t, f.list("campaign=cmp_1", 10))
+	require.Len(t, f.list("account=default", 10), 1)
+	other, envs := f.message("b@" + label + "." + label + "." + label + ".example")
+	other.Account, envs[0].Queue.Account = "other", "other"
+	w := f.NewBody(t.Context(), other.ID)
+	require.NoError(t, f.Commit(t.Context(), other, w, envs, nil))
+	require.Len(t, f.list("account=other", 10), 1)
+	require.Len(t, f.list("account=default", 10), 1)
 }

@@ -124,7 +124,7 @@ func (c *scanner) examine(cache *messageCache, key, record []byte) (Info, bool) 
 		c.store.logCorrupt(id, err)
 		return Info{}, false
 	}
-	if !c.sel.matchEnvelope(e, c.now) {
+	if !c.sel.matchQueue(e.Queue) || !c.sel.matchEnvelope(e, c.now) { // long names were let through
 		return Info{}, false
 	}
 	state := c.store.stateOf(e)

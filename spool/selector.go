@@ -25,12 +25,17 @@ type Selector struct {
 	Reply     string            // substring of the last reply, any case
 	Messages  []mail.QueueID    // any of these
 	Envelopes []mail.EnvelopeID // or of these
+	Site      string            // set of MX hosts, or smarthost, that the queue goes to
+	// SiteDomains are the queue domains that go to Site. Delivery knows them, not the store: who uses a selector with a
+	// site fills them in. They are no part of the text form.
+	SiteDomains map[string]bool
 }
 
 // Bounds of the text form.
 const (
 	maxSelector = 64 << 10
 	maxIDs      = 1000
+	maxSite     = 255
 )
 
 var classNames = [classes]string{"urgent", "transactional", "bulk"}
@@ -47,8 +52,8 @@ func (c Class) String() string {
 //
 //	domain=example.com state=deferred age>2h reply="mailbox full"
 //
-// The terms are domain, from, to, account, stream, campaign, state, class, reply, id (a queue ID or an envelope ID, may
-// be repeated), age>DURATION and age<DURATION (units s, m, h, d). A value with blanks stands in double quotes. The
+// The terms are domain, from, to, account, stream, campaign, site, state, class, reply, id (a queue ID or an envelope ID,
+// may be repeated), age>DURATION and age<DURATION (units s, m, h, d). A value with blanks stands in double quotes. The
 // empty text selects everything. The error wraps ErrSelector and names the term.
 func ParseSelector(text string) (Selector, error) {
 	var s Selector
@@ -130,6 +135,10 @@ func (s *Selector) set(name string, op byte, value string) error {
 		s.Stream = value
 	case "campaign":
 		s.Campaign = value
+	case "site":
+		if s.Site = value; len(value) > maxSite {
+			return fmt.Errorf("site is longer than %d bytes", maxSite)
+		}
 	case "state":
 		s.State = value
 		if !slices.Contains(stateNames[:StateFinished], value) {
@@ -145,7 +154,7 @@ func (s *Selector) set(name string, op byte, value string) error {
 	case "id":
 		err = s.addID(value)
 	default:
-		return fmt.Errorf("unknown term %q: use domain, from, to, account, stream, campaign, state, class, age, reply or id", name)
+		return fmt.Errorf("unknown term %q: use domain, from, to, account, stream, campaign, site, state, class, age, reply or id", name)
 	}
 	if err != nil {
 		return fmt.Errorf("%s=%s: %w", name, value, err)
@@ -237,6 +246,7 @@ func (s Selector) String() string {
 	add("account=", s.Account)
 	add("stream=", s.Stream)
 	add("campaign=", s.Campaign)
+	add("site=", s.Site)
 	add("state=", s.State)
 	add("class=", s.Class)
 	if s.OlderThan > 0 {
@@ -266,6 +276,9 @@ func (s Selector) check() error {
 	if s.Class != "" && !slices.Contains(classNames[:], s.Class) {
 		return fmt.Errorf("%w: class=%s: not one of %s", ErrSelector, s.Class, strings.Join(classNames[:], ", "))
 	}
+	if s.Site != "" && s.SiteDomains == nil {
+		return fmt.Errorf("%w: site=%s: the domains of the site are not known here", ErrSelector, s.Site)
+	}
 	if len(s.Messages)+len(s.Envelopes) > maxIDs {
 		return fmt.Errorf("%w: more than %d IDs", ErrSelector, maxIDs)
 	}
@@ -274,13 +287,13 @@ func (s Selector) check() error {
 
 // ofQueues tells whether the selector asks for anything that a queue's name decides.
 func (s *Selector) ofQueues() bool {
-	return s.Account != "" || s.Stream != "" || s.Campaign != "" || s.Domain != ""
+	return s.Account != "" || s.Stream != "" || s.Campaign != "" || s.Domain != "" || s.Site != ""
 }
 
 // matchQueue judges what the name of the queue decides.
 func (s *Selector) matchQueue(q Queue) bool {
 	return (s.Account == "" || q.Account == s.Account) && (s.Stream == "" || q.Stream == s.Stream) &&
-		(s.Campaign == "" || q.Stream == s.Campaign)
+		(s.Campaign == "" || q.Stream == s.Campaign) && (s.Site == "" || s.SiteDomains[q.Domain])
 }
 
 // matchEnvelope judges what the envelope decides, but for its state.

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ func TestParseSelector(t *testing.T) {
 		"from=<>":                             {Sender: "<>"},
 		"from=@Example.com":                   {Sender: "@example.com"},
 		"from=a@example.com to=b@example.net": {Sender: "a@example.com", Recipient: "b@example.net"},
+		"site=mx.example.com state=held":      {Site: "mx.example.com", State: "held"},
 		"account=a stream=s campaign=c":       {Account: "a", Stream: "s", Campaign: "c"},
 		"id=" + id.String() + " id=" + id.String() + ".1z": {
 			Messages: []mail.QueueID{id}, Envelopes: []mail.EnvelopeID{{Message: id, N: 71}},
@@ -41,28 +43,30 @@ func TestParseSelector(t *testing.T) {
 func TestParseSelectorTellsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"nonsense":                    `"nonsense" is not a term`,
-		"=x":                          `"=x" is not a term`,
-		"colour=red":                  `unknown term "colour"`,
-		"domain=":                     "domain has no value",
-		"domain=a b=c":                `unknown term "b"`,
-		"domain=exa mple":             `"mple" is not a term`,
-		"domain>example.com":          "domain takes =, not >",
-		"state=bouncy":                "state=bouncy: not one of ready, deferred, held, leased",
-		"state=finished":              "not one of",
-		"class=first":                 "not one of urgent, transactional, bulk",
-		"age=2h":                      "age takes > or <, not =",
-		"age>soon":                    `age "soon": not a duration`,
-		"age>-1h":                     `age "-1h": not a duration`,
-		"age>0s":                      "not above zero",
-		"age>99999999d":               "not a duration",
-		"age>1h age>2h":               "age is given twice",
-		"domain=a.de domain=b.de":     "domain is given twice",
-		`reply="open`:                 "reply: quote without end",
-		`reply="a"b`:                  "no blank behind the quoted value",
-		"id=xyz":                      "id=xyz: not a queue ID",
-		"to=nobody":                   "to=nobody: ",
-		"state=held domain=bad..name": "domain=bad..name: ",
+		"nonsense":                         `"nonsense" is not a term`,
+		"=x":                               `"=x" is not a term`,
+		"colour=red":                       `unknown term "colour"`,
+		"domain=":                          "domain has no value",
+		"domain=a b=c":                     `unknown term "b"`,
+		"domain=exa mple":                  `"mple" is not a term`,
+		"domain>example.com":               "domain takes =, not >",
+		"state=bouncy":                     "state=bouncy: not one of ready, deferred, held, leased",
+		"state=finished":                   "not one of",
+		"class=first":                      "not one of urgent, transactional, bulk",
+		"age=2h":                           "age takes > or <, not =",
+		"age>soon":                         `age "soon": not a duration`,
+		"age>-1h":                          `age "-1h": not a duration`,
+		"age>0s":                           "not above zero",
+		"age>99999999d":                    "not a duration",
+		"age>1h age>2h":                    "age is given twice",
+		"domain=a.de domain=b.de":          "domain is given twice",
+		`reply="open`:                      "reply: quote without end",
+		`reply="a"b`:                       "no blank behind the quoted value",
+		"site=":                            "site has no value",
+		"site=" + strings.Repeat("x", 256): "site is longer than 255 bytes",
+		"id=xyz":                           "id=xyz: not a queue ID",
+		"to=nobody":                        "to=nobody: ",
+		"state=held domain=bad..name":      "domain=bad..name: ",
 	} {
 		_, err := ParseSelector(text)
 		require.ErrorIs(t, err, ErrSelector, text)
