@@ -226,7 +226,7 @@ func TestLargeMessages(t *testing.T) {
 		require.NoError(t, err)
 		require.Greater(t, m.Size, int64(3<<20))
 	}
-	stats, err := c.QueueStats(t.Context(), 0)
+	stats, err := c.QueueStats(t.Context(), 0, 0)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), stats.Queued)
 	in.Text = strings.Repeat("x", 26<<20)
@@ -285,7 +285,7 @@ func TestFiftyParallelSendsMakeOneMessage(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, a.status, a.body)
 		require.Equal(t, answers[0].body, a.body)
 	}
-	stats, err := h.root.QueueStats(t.Context(), 0)
+	stats, err := h.root.QueueStats(t.Context(), 0, 0)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), stats.Queued)
 }

@@ -129,7 +129,7 @@ func parametersOf(rt *route) []*huma.Param {
 		case "limit":
 			least, most := 1.0, float64(api.MaxLimit)
 			schema = &huma.Schema{Type: "integer", Minimum: &least, Maximum: &most, Default: api.DefaultLimit}
-		case "queues", "older_than_seconds":
+		case "queues", "sites", "older_than_seconds":
 			schema = &huma.Schema{Type: "integer"}
 		case "since", "until":
 			schema = &huma.Schema{Type: "string", Format: "date-time"}

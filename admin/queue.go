@@ -24,7 +24,7 @@ func (s *Server) listQueue(r *request) (api.Page[api.QueueItem], error) {
 	in := api.QueueSelector{
 		Query: q.Get("query"), Account: q.Get("account"), Message: q.Get("message"), Stream: q.Get("stream"),
 		Campaign: q.Get("campaign"), Domain: q.Get("domain"), From: q.Get("from"), To: q.Get("to"), State: q.Get("state"),
-		Class: q.Get("class"), Reply: q.Get("reply"),
+		Class: q.Get("class"), Reply: q.Get("reply"), Site: q.Get("site"),
 	}
 	if text := q.Get("older_than_seconds"); text != "" {
 		if in.OlderThanSeconds, err = strconv.ParseInt(text, 10, 64); err != nil {
@@ -35,19 +35,27 @@ func (s *Server) listQueue(r *request) (api.Page[api.QueueItem], error) {
 	if err != nil {
 		return none, err
 	}
+	if _, err = s.expandSite(r, &sel); err != nil {
+		return none, err
+	}
 	infos, next, err := s.deps.Queue.List(r.Context(), sel, l.cursor, l.limit)
 	if err != nil {
 		return none, err
 	}
 	items := make([]api.QueueItem, 0, len(infos))
 	for i := range infos {
-		items = append(items, itemOf(&infos[i]))
+		item := itemOf(&infos[i])
+		item.Site = s.siteOf(&infos[i])
+		items = append(items, item)
 	}
 	return pageOf(s, l, items, next), nil
 }
 
 // maxSeconds is what a time.Duration can hold, and then some hundred years less.
 const maxSeconds = int64(100 * 365 * 24 * time.Hour / time.Second)
+
+// maxSite bounds the name of a site in bytes.
+const maxSite = 255
 
 // selectorOf translates a selector and binds it to what the caller may see.
 func selectorOf(c caller, in *api.QueueSelector) (spool.Selector, error) {
@@ -70,6 +78,7 @@ func selectorOf(c caller, in *api.QueueSelector) (spool.Selector, error) {
 	set(&sel.State, in.State)
 	set(&sel.Class, in.Class)
 	set(&sel.Reply, in.Reply)
+	set(&sel.Site, in.Site)
 	if in.OlderThanSeconds < 0 || in.OlderThanSeconds > maxSeconds {
 		return sel, badParameter("older_than_seconds", "older_than_seconds is out of range.")
 	} else if in.OlderThanSeconds > 0 {
@@ -85,6 +94,9 @@ func selectorOf(c caller, in *api.QueueSelector) (spool.Selector, error) {
 		if sel.Domain, err = mail.ParseDomain(sel.Domain, true); err != nil {
 			return sel, badParameter("domain", sentence(err.Error()))
 		}
+	}
+	if len(sel.Site) > maxSite {
+		return sel, badParameter("site", "site is longer than 255 bytes.")
 	}
 	if in.Message != "" {
 		id, err := mail.ParseQueueID(in.Message)
@@ -159,7 +171,9 @@ func (s *Server) showQueue(r *request) (api.QueueMessage, error) {
 	}
 	out := api.QueueMessage{ID: id.String(), AcceptedAt: id.Time(), Envelopes: []api.QueueItem{}, Truncated: len(infos) >= api.MaxLimit}
 	for i := range infos {
-		out.Envelopes = append(out.Envelopes, itemOf(&infos[i]))
+		item := itemOf(&infos[i])
+		item.Site = s.siteOf(&infos[i])
+		out.Envelopes = append(out.Envelopes, item)
 	}
 	switch {
 	case m != nil:
@@ -187,17 +201,17 @@ func (s *Server) showQueue(r *request) (api.QueueMessage, error) {
 // queueStats counts the whole store. A caller who is bound to one account of several gets the counts of its queues;
 // outcomes are counted for the whole store only.
 func (s *Server) queueStats(r *request) (api.QueueStats, error) {
-	most := 0
-	if text := r.URL.Query().Get("queues"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 || n > api.MaxLimit {
-			return api.QueueStats{}, badParameter("queues", "queues must be a number from 0 to 1000.")
-		}
-		most = n
-	}
-	all := s.deps.Queue.QueueStats()
-	own := r.caller.own()
 	var out api.QueueStats
+	most, err := mostOf(r, "queues")
+	if err != nil {
+		return out, err
+	}
+	mostSites, err := mostOf(r, "sites")
+	if err != nil {
+		return out, err
+	}
+	all := s.queuesOf(r)
+	own := r.caller.own()
 	if own == "" || s.deps.Accounts.Only(own) {
 		st, err := s.deps.Queue.Stats(r.Context())
 		if err != nil {
@@ -211,7 +225,6 @@ func (s *Server) queueStats(r *request) (api.QueueStats, error) {
 			out.Outcomes[o.String()] = st.Outcomes[o.String()]
 		}
 	} else {
-		all = slices.DeleteFunc(slices.Clone(all), func(q spool.QueueStat) bool { return q.Queue.Account != own })
 		out.Outcomes = map[string]int64{}
 		for _, q := range all {
 			out.Ready += int64(q.Ready)
@@ -222,7 +235,21 @@ func (s *Server) queueStats(r *request) (api.QueueStats, error) {
 		out.Queued = out.Ready + out.Deferred + out.Held + out.Leased
 	}
 	out.Queues = largest(all, most)
+	out.Sites = s.siteCounts(r, all, mostSites)
 	return out, nil
+}
+
+// mostOf reads a query parameter that says how many entries are wanted.
+func mostOf(r *request, name string) (int, error) {
+	text := r.URL.Query().Get(name)
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > api.MaxLimit {
+		return 0, badParameter(name, name+" must be a number from 0 to 1000.")
+	}
+	return n, nil
 }
 
 func largest(all []spool.QueueStat, most int) []api.QueueCount {
@@ -262,6 +289,9 @@ func (s *Server) queueAction(r *request, in *api.QueueAction) (api.QueueActionRe
 	}
 	sel, err := actionSelector(r.caller, in)
 	if err != nil {
+		return out, err
+	}
+	if out.Unknown, err = s.expandSite(r, &sel); err != nil {
 		return out, err
 	}
 	var res spool.ActResult

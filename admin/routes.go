@@ -99,8 +99,8 @@ func (s *Server) table() []route {
 		large(post("/v1/messages", "messages:send", "Send one message", accepted, as[api.MessageQueued](takes(s.sendMessage))), s.messageBody()),
 
 		get("/v1/queue", "queue:read", "List envelopes that wait", gives(s.listQueue), "query", "account", "message", "stream",
-			"campaign", "domain", "from", "to", "state", "class", "reply", "older_than_seconds", "limit", "cursor"),
-		get("/v1/queue/stats", "queue:read", "Count envelopes", gives(s.queueStats), "queues"),
+			"campaign", "domain", "from", "to", "state", "class", "reply", "site", "older_than_seconds", "limit", "cursor"),
+		get("/v1/queue/stats", "queue:read", "Count envelopes", gives(s.queueStats), "queues", "sites"),
 		get("/v1/queue/{id}", "queue:read", "Show a message with its envelopes", gives(s.showQueue)),
 		get("/v1/queue/{id}/why", "queue:read", "Say what the envelopes of a message wait for", gives(s.whyQueue)),
 		get("/v1/history", "queue:read", "List final outcomes, those settled last first", gives(s.listHistory), "to", "message_id",

@@ -81,6 +81,7 @@ type Deps struct {
 	Queue       Queue
 	Backup      Backup // nil: no backups
 	Waits       Waits  // nil: what delivery knows is left out
+	Sites       Sites  // nil: sites are not known
 	Keys        *dkim.Keyring
 	Suppression *suppression.List
 	Intake      Accepter

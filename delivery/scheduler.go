@@ -88,6 +88,7 @@ type Scheduler struct {
 	starved   []*site
 	streams   map[streamKey]int // lane of the last lease
 	domains   map[string]int    // failed look-ups in a row
+	known     map[string]string // site of each queue domain, by name
 	lookups   int
 	workers   int
 	bulk      int // of them
@@ -132,7 +133,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	s := &Scheduler{
 		cfg: cfg, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
-		streams: map[streamKey]int{}, domains: map[string]int{},
+		streams: map[streamKey]int{}, domains: map[string]int{}, known: map[string]string{},
 	}
 	s.working, s.abandon = context.WithCancel(context.Background())
 	settling, giveUp := context.WithCancel(context.Background())
@@ -257,6 +258,7 @@ func (s *Scheduler) place(q spool.Queue) {
 		s.unresolved(q, err)
 	case r.refusal != nil:
 		s.forgetDomain(q.Domain)
+		s.forgetSite(q.Domain)
 		s.refuse(q, r.refusal)
 	default:
 		s.forgetDomain(q.Domain)

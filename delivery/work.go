@@ -23,6 +23,7 @@ func (s *Scheduler) join(q spool.Queue, r *route) {
 		s.sites[r.key] = st
 	}
 	st.route, st.used = r, now
+	s.remember(q.Domain, st.name)
 	if s.stopping || now.Before(st.resume) {
 		until := st.resume
 		s.mu.Unlock()

@@ -25,7 +25,7 @@ selector words, all of which must match:
   from=shop@example.net reverse-path, or from=@domain  stream=marketing  stream
   reply='mailbox full'  part of the last reply         class=bulk        urgent, transactional or bulk
   message=ID            queue ID                       account=default   account
-  'age>2h'              accepted longer ago than that`,
+  site=mx.example.com   MX hosts, or a smarthost       'age>2h'          accepted longer ago than that`,
 		Example: "  relayctl queue list domain=example.com state=deferred",
 	})
 	c.AddCommand(a.queueList(), a.queueShow(), a.queueHistory(), a.queueStats(),
@@ -69,9 +69,9 @@ func (a *app) queueList() *cobra.Command {
 }
 
 func queueRows(page api.Page[api.QueueItem]) *rows {
-	t := &rows{header: []string{"id", "state", "from", "to", "attempts", "next attempt", "last reply"}, note: more(page.HasMore)}
+	t := &rows{header: []string{"id", "state", "from", "to", "attempts", "next attempt", "site", "last reply"}, note: more(page.HasMore)}
 	for _, q := range page.Data {
-		t.add(q.ID, q.State, orNull(q.From), q.To, number(q.Attempts), moment(q.NextAttempt), reply(q.LastReply))
+		t.add(q.ID, q.State, orNull(q.From), q.To, number(q.Attempts), moment(q.NextAttempt), q.Site, reply(q.LastReply))
 	}
 	if len(page.Data) == 0 {
 		t.note = "Nothing waits."
@@ -139,16 +139,17 @@ func (a *app) queueShow() *cobra.Command {
 }
 
 func (a *app) queueStats() *cobra.Command {
-	queues := 0
+	queues, sites := 0, 0
 	c := &cobra.Command{
 		Use:   "stats",
 		Short: "Count what waits and what became of the rest",
 		Example: `  relayctl queue stats
-  relayctl queue stats --queues 20`,
+  relayctl queue stats --queues 20
+  relayctl queue stats --sites 20`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(c *api.Client) error {
-				s, err := c.QueueStats(cmd.Context(), queues)
+				s, err := c.QueueStats(cmd.Context(), queues, sites)
 				if err != nil {
 					return err
 				}
@@ -165,8 +166,16 @@ func (a *app) queueStats() *cobra.Command {
 				for _, o := range []string{"delivered", "bounced", "failed", "expired", "suppressed", "cancelled"} {
 					t.add(o, number(s.Outcomes[o]))
 				}
-				if err := a.print(s, t); err != nil || len(s.Queues) == 0 || a.format == "csv" {
+				if err := a.print(s, t); err != nil || a.format == "csv" {
 					return err
+				}
+				if len(s.Sites) > 0 {
+					if err := printTable(a.out, siteRows(s.Sites)); err != nil {
+						return err
+					}
+				}
+				if len(s.Queues) == 0 {
+					return nil
 				}
 				q := &rows{header: []string{"account", "stream", "domain", "ready", "deferred", "held", "leased", "oldest", "next due"}}
 				for _, n := range s.Queues {
@@ -177,7 +186,20 @@ func (a *app) queueStats() *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&queues, "queues", 0, "list the `N` largest queues as well")
+	c.Flags().IntVar(&sites, "sites", 0, "list the `N` largest sites as well: sets of MX hosts, by the first one, and smarthosts")
 	return c
+}
+
+func siteRows(counts []api.SiteCount) *rows {
+	t := &rows{header: []string{"site", "domains", "ready", "deferred", "held", "leased"}}
+	for _, n := range counts {
+		name := n.Site
+		if name == "" {
+			name = "(not known)"
+		}
+		t.add(name, number(n.Domains), number(n.Ready), number(n.Deferred), number(n.Held), number(n.Leased))
+	}
+	return t
 }
 
 func (a *app) queueAction(action, short, done string) *cobra.Command {
@@ -214,6 +236,9 @@ func (a *app) queueAction(action, short, done string) *cobra.Command {
 					word = "would be " + done
 				}
 				note := plural(r.Changed, "envelope", "envelopes") + " " + word + ", " + number(r.Unchanged) + " unchanged, " + number(r.InFlight) + " being attempted"
+				if r.Unknown > 0 {
+					note += "; " + plural(r.Unknown, "domain", "domains") + " left out: the site is not known"
+				}
 				if a.format == "table" {
 					return printTable(a.out, &rows{note: note})
 				}
@@ -266,7 +291,7 @@ func isID(s string) bool {
 }
 
 func selectorWords() []string {
-	return []string{"account", "message", "stream", "campaign", "domain", "from", "to", "state", "class", "reply"}
+	return []string{"account", "message", "stream", "campaign", "domain", "from", "to", "state", "class", "reply", "site"}
 }
 
 // parseSelection reads either IDs or selector words.
@@ -274,6 +299,7 @@ func parseSelection(args []string) (ids []string, sel api.QueueSelector, err err
 	fields := map[string]*string{
 		"account": &sel.Account, "message": &sel.Message, "stream": &sel.Stream, "campaign": &sel.Campaign,
 		"domain": &sel.Domain, "from": &sel.From, "to": &sel.To, "state": &sel.State, "class": &sel.Class, "reply": &sel.Reply,
+		"site": &sel.Site,
 	}
 	words := 0
 	for _, arg := range args {

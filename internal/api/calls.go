@@ -52,7 +52,7 @@ func (c *Client) Queue(ctx context.Context, s QueueSelector, l List) (Page[Queue
 	v := l.values()
 	for name, value := range map[string]string{
 		"account": s.Account, "message": s.Message, "stream": s.Stream, "campaign": s.Campaign, "domain": s.Domain,
-		"from": s.From, "to": s.To, "state": s.State, "class": s.Class, "reply": s.Reply, "query": s.Query,
+		"from": s.From, "to": s.To, "state": s.State, "class": s.Class, "reply": s.Reply, "query": s.Query, "site": s.Site,
 	} {
 		setIf(v, name, value)
 	}
@@ -87,11 +87,14 @@ func (c *Client) Backup(ctx context.Context, w io.Writer) (int64, error) {
 	return c.Download(ctx, "/v1/backup", nil, w)
 }
 
-// QueueStats counts; queues is how many of the largest queues are listed.
-func (c *Client) QueueStats(ctx context.Context, queues int) (QueueStats, error) {
+// QueueStats counts; queues and sites are how many of the largest queues and sites are listed.
+func (c *Client) QueueStats(ctx context.Context, queues, sites int) (QueueStats, error) {
 	v := url.Values{}
 	if queues > 0 {
 		v.Set("queues", strconv.Itoa(queues))
+	}
+	if sites > 0 {
+		v.Set("sites", strconv.Itoa(sites))
 	}
 	return get[QueueStats](ctx, c, "/v1/queue/stats", v)
 }

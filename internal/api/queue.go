@@ -30,6 +30,7 @@ type QueueItem struct {
 	Subject     string      `json:"subject,omitempty"`
 	MessageID   string      `json:"message_id,omitempty"`
 	Size        int64       `json:"size,omitempty"`
+	Site        string      `json:"site,omitempty"`     // where it goes to: set of MX hosts, by the first one, or smarthost; "" where not known
 	Timeline    []QueueStep `json:"timeline,omitempty"` // of GET /v1/queue/{id}, for messages of few envelopes
 }
 
@@ -113,6 +114,17 @@ type QueueStats struct {
 	Accepted int64            `json:"accepted"` // ever
 	Outcomes map[string]int64 `json:"outcomes"`
 	Queues   []QueueCount     `json:"queues,omitempty"` // the largest ones, with ?queues=N
+	Sites    []SiteCount      `json:"sites,omitempty"`  // the largest ones, with ?sites=N
+}
+
+// SiteCount counts the envelopes that go to one site.
+type SiteCount struct {
+	Site     string `json:"site"` // set of MX hosts, by the first one, or smarthost; "" for the domains whose site is not known
+	Domains  int    `json:"domains"`
+	Ready    int    `json:"ready"`
+	Deferred int    `json:"deferred"`
+	Held     int    `json:"held"`
+	Leased   int    `json:"leased"`
 }
 
 // QueueCount counts the envelopes of one queue.
@@ -137,6 +149,7 @@ type QueueSelector struct {
 	Stream           string `json:"stream,omitempty"`
 	Campaign         string `json:"campaign,omitempty"`
 	Domain           string `json:"domain,omitempty"` // of the recipient
+	Site             string `json:"site,omitempty"`   // that the mail goes to, as counted by ?sites=N
 	From             string `json:"from,omitempty"`   // reverse-path, "<>" for the null one, or "@domain"
 	To               string `json:"to,omitempty"`
 	State            string `json:"state,omitempty"` // ready, deferred, held, leased
@@ -162,6 +175,7 @@ type QueueActionResult struct {
 	DryRun    bool   `json:"dry_run"`
 	Matched   int    `json:"matched"`
 	Changed   int    `json:"changed"`
-	InFlight  int    `json:"in_flight"` // being attempted: hold takes effect if the attempt defers them
-	Unchanged int    `json:"unchanged"` // nothing to do
+	InFlight  int    `json:"in_flight"`                 // being attempted: hold takes effect if the attempt defers them
+	Unchanged int    `json:"unchanged"`                 // nothing to do
+	Unknown   int    `json:"unknown_domains,omitempty"` // with a site: queued domains left out because their site could not be looked up
 }
