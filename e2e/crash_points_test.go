@@ -56,8 +56,9 @@ func TestKilledAtEveryWrite(t *testing.T) {
 	b, _, r, l := crashRelay(t, options{})
 	seen := map[string]int{}
 	doubted := 0
+	points := repeats(t, "RELAYD_E2E_POINTS", 6)
 	for _, call := range []string{"fdatasync", "pwrite64", "write"} {
-		for n := 1; n <= repeats(t, "RELAYD_E2E_POINTS", 6); n++ {
+		for n := 1; n <= points; n++ {
 			to := fmt.Sprintf("%s-%d@d0.example", call, n)
 			c, err := r.open(l)
 			require.NoError(t, err)
@@ -82,8 +83,10 @@ func TestKilledAtEveryWrite(t *testing.T) {
 	c := b.audit(r)
 	t.Logf("%s; %d in doubt; points: %v", c, doubted, seen)
 	require.Positive(t, seen["no reply, delivered false"], "killed before the commit")
-	require.Positive(t, seen["no reply, delivered true"], "killed after the commit, before the reply")
-	require.Positive(t, seen["accepted, delivered true"], "killed after the reply")
+	if points >= 6 { // the first few calls stand before the reply
+		require.Positive(t, seen["no reply, delivered true"], "killed after the commit, before the reply")
+		require.Positive(t, seen["accepted, delivered true"], "killed after the reply")
+	}
 	require.LessOrEqual(t, c.duplicates, doubted)
 }
 
