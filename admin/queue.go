@@ -287,6 +287,9 @@ func (s *Server) queueAction(r *request, in *api.QueueAction) (api.QueueActionRe
 	if err := s.checkRoute(r.caller, in); err != nil {
 		return out, err
 	}
+	if in.Notify && (in.Action != string(spool.ActionFail) || s.deps.Notices == nil) {
+		return out, invalid("/notify", api.CodeInvalidParameter, "Only fail notifies senders.")
+	}
 	sel, err := actionSelector(r.caller, in)
 	if err != nil {
 		return out, err
@@ -295,13 +298,16 @@ func (s *Server) queueAction(r *request, in *api.QueueAction) (api.QueueActionRe
 		return out, err
 	}
 	var res spool.ActResult
-	if in.Action == string(spool.ActionMove) {
+	switch {
+	case in.Notify:
+		res, err = s.deps.Queue.Fail(r.Context(), sel, s.deps.Notices, r.caller.name(), in.Reason, in.DryRun)
+	case in.Action == string(spool.ActionMove):
 		route := in.Route
 		if route == defaultRoute {
 			route = ""
 		}
 		res, err = s.deps.Queue.Move(r.Context(), route, sel, r.caller.name(), in.Reason, in.DryRun)
-	} else {
+	default:
 		res, err = s.deps.Queue.Act(r.Context(), spool.Action(in.Action), sel, r.caller.name(), in.Reason, in.DryRun)
 	}
 	if err != nil {
@@ -310,6 +316,7 @@ func (s *Server) queueAction(r *request, in *api.QueueAction) (api.QueueActionRe
 	if len(in.IDs) > 0 && res.Matched == 0 {
 		return out, &api.Problem{Status: http.StatusNotFound, Code: api.CodeNotFound, Detail: "None of the IDs is in the queue."}
 	}
+	out.Notices = res.Notices
 	out.Matched, out.Changed, out.InFlight, out.Unchanged = res.Matched, res.Changed, res.InFlight, res.Unchanged
 	return out, nil
 }

@@ -57,6 +57,7 @@ type Queue interface {
 	GetEnvelope(ctx context.Context, id mail.EnvelopeID) (*spool.Message, []spool.Info, error)
 	Act(ctx context.Context, a spool.Action, sel spool.Selector, who, why string, dryRun bool) (spool.ActResult, error)
 	Move(ctx context.Context, route string, sel spool.Selector, who, why string, dryRun bool) (spool.ActResult, error)
+	Fail(ctx context.Context, sel spool.Selector, notices spool.Notices, who, why string, dryRun bool) (spool.ActResult, error)
 	Stats(ctx context.Context) (spool.Stats, error)
 	QueueStats() []spool.QueueStat
 	InDoubt() int
@@ -79,9 +80,10 @@ type Deps struct {
 	Accounts    *account.Store
 	Events      *event.Log
 	Queue       Queue
-	Backup      Backup // nil: no backups
-	Waits       Waits  // nil: what delivery knows is left out
-	Sites       Sites  // nil: sites are not known
+	Backup      Backup        // nil: no backups
+	Waits       Waits         // nil: what delivery knows is left out
+	Sites       Sites         // nil: sites are not known
+	Notices     spool.Notices // to senders whose mail is failed; nil: none
 	Keys        *dkim.Keyring
 	Suppression *suppression.List
 	Intake      Accepter

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -27,6 +28,7 @@ type notifier struct {
 type notices struct {
 	prepared []*intake.Prepared
 	tell     []func() // log and count, once they are durable
+	err      error    // of the first notice that could not be made
 }
 
 // prepare makes one notice per message that needs one; they become durable with the results. A notice that cannot be
@@ -59,6 +61,7 @@ func (n *notifier) prepare(ctx context.Context, done []settlement) notices {
 	for _, m := range order {
 		p, err := n.compose(ctx, m, byMessage[m.ID])
 		if err != nil {
+			out.err = cmp.Or(out.err, err)
 			n.metrics.notices.WithLabelValues("failed").Inc()
 			n.log.Warn("notice.failed", "queue_id", m.ID.String(), "to", m.ReversePath.String(), "err", err)
 			continue

@@ -62,12 +62,14 @@ type ActResult struct {
 	Changed   int `json:"changed"`   // those that the action changed; with dry run: that it would change
 	InFlight  int `json:"in_flight"` // being attempted: a hold takes effect if the attempt defers them, retry and fail do not
 	Unchanged int `json:"unchanged"` // nothing to do, or finished meanwhile
+	Notices   int `json:"notices"`   // messages to senders, where they were asked for
 }
 
 // order is an action with its author.
 type order struct {
 	action   Action
-	route    string // of ActionMove
+	route    string  // of ActionMove
+	notices  Notices // of ActionFail, nil: nobody is told
 	who, why string
 	now      time.Time
 }
@@ -112,17 +114,21 @@ func (s *Store) act(ctx context.Context, o order, sel Selector, dryRun bool) (Ac
 	for more := true; more; {
 		var page []Info
 		c.left = scanBudget
-		if page, _, more, err = c.next(ctx, nil, actSlice); err != nil {
+		if page, _, more, err = c.next(ctx, nil, o.slice()); err != nil {
 			return total, fmt.Errorf("%s envelopes: %w", a, err)
 		}
+		page = o.withoutOwn(page)
 		total.Matched += len(page)
 		if dryRun {
 			for i := range page {
 				total.forecast(&o, &page[i])
 			}
+			if err := s.forecastNotices(ctx, &o, page, &total); err != nil {
+				return total, fmt.Errorf("%s envelopes: %w", a, err)
+			}
 			continue
 		}
-		if err := s.actSlice(ctx, &o, page, &total); err != nil {
+		if err := s.actPage(ctx, &o, page, &total); err != nil {
 			return total, fmt.Errorf("%s envelopes: %w", a, err)
 		}
 	}
@@ -153,17 +159,11 @@ func (r *ActResult) add(o ActResult) {
 	r.Changed += o.Changed
 	r.InFlight += o.InFlight
 	r.Unchanged += o.Unchanged
+	r.Notices += o.Notices
 }
 
-// actSlice applies an action to a page of envelopes in one transaction.
-func (s *Store) actSlice(ctx context.Context, o *order, page []Info, total *ActResult) error {
-	if len(page) == 0 {
-		return nil
-	}
-	ids := make([]mail.EnvelopeID, len(page))
-	for i := range page {
-		ids[i] = page[i].Envelope.ID
-	}
+// actSlice applies an action to envelopes in one transaction, with the notice about them if there is one.
+func (s *Store) actSlice(ctx context.Context, o *order, ids []mail.EnvelopeID, with *notified, total *ActResult) error {
 	var result ActResult
 	var moves []move
 	err := s.db.Update(ctx, func(tx kv.Tx) (err error) {
@@ -177,8 +177,13 @@ func (s *Store) actSlice(ctx context.Context, o *order, page []Info, total *ActR
 		}
 		result.Unchanged = len(ids) - len(found)
 		if o.action == ActionFail {
-			moves, err = s.failTx(tx, o, found, &result, moves)
-			return err
+			if !with.fits(found) {
+				return errMoved
+			}
+			if moves, err = s.failTx(tx, o, found, &result, moves); err != nil {
+				return err
+			}
+			return with.putTx(tx)
 		}
 		for i := range found {
 			if moves, err = s.actTx(tx, o, &found[i], &result, moves); err != nil {
@@ -341,10 +346,7 @@ func (s *Store) actTx(tx kv.Tx, o *order, l *located, result *ActResult, moves [
 
 // failTx settles what waits or is held as failed.
 func (s *Store) failTx(tx kv.Tx, o *order, found []located, result *ActResult, moves []move) ([]move, error) {
-	r := Result{
-		Outcome: Failed, Reason: "operator", At: o.now,
-		Reply: mail.Reply{Code: 554, Status: mail.Status{Class: 5}, Text: "Given up by the operator"},
-	}
+	r := o.failure()
 	for i := range found {
 		if found[i].at == inFlight {
 			continue

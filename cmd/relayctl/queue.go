@@ -236,6 +236,9 @@ func (a *app) queueAction(action, short, done string) *cobra.Command {
 					word = "would be " + done
 				}
 				note := plural(r.Changed, "envelope", "envelopes") + " " + word + ", " + number(r.Unchanged) + " unchanged, " + number(r.InFlight) + " being attempted"
+				if in.Notify {
+					note += "; " + plural(r.Notices, "notice", "notices") + " to senders"
+				}
 				if r.Unknown > 0 {
 					note += "; " + plural(r.Unknown, "domain", "domains") + " left out: the site is not known"
 				}
@@ -250,6 +253,9 @@ func (a *app) queueAction(action, short, done string) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&in.DryRun, "dry-run", false, "only count what would change")
+	if action == "fail" {
+		c.Flags().BoolVar(&in.Notify, "notify", false, "tell the senders of submitted messages by a delivery status notification")
+	}
 	if action == "move" {
 		c.Flags().StringVar(&in.Route, "route", "", "`name` of a smarthost, or default for the recipient's own route")
 	}
@@ -276,6 +282,7 @@ func act(ctx context.Context, c *api.Client, in api.QueueAction, ids []string, s
 			return sum, err
 		}
 		sum.Matched, sum.Changed = sum.Matched+r.Matched, sum.Changed+r.Changed
+		sum.Notices += r.Notices
 		sum.InFlight, sum.Unchanged = sum.InFlight+r.InFlight, sum.Unchanged+r.Unchanged
 	}
 	return sum, nil

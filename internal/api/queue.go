@@ -167,6 +167,7 @@ type QueueAction struct {
 	Selector *QueueSelector `json:"selector,omitempty"`
 	DryRun   bool           `json:"dry_run,omitempty"`
 	Reason   string         `json:"reason,omitempty"` // for the event log
+	Notify   bool           `json:"notify,omitempty"` // of fail: senders get a delivery status notification
 }
 
 // QueueActionResult says what an action did, or with dry_run would do.
@@ -177,5 +178,6 @@ type QueueActionResult struct {
 	Changed   int    `json:"changed"`
 	InFlight  int    `json:"in_flight"`                 // being attempted: hold takes effect if the attempt defers them
 	Unchanged int    `json:"unchanged"`                 // nothing to do
+	Notices   int    `json:"notices,omitempty"`         // with notify: notifications to senders
 	Unknown   int    `json:"unknown_domains,omitempty"` // with a site: queued domains left out because their site could not be looked up
 }
