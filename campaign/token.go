@@ -5,18 +5,11 @@ import (
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 
 	"relayd/internal/mail"
 )
@@ -33,7 +26,6 @@ const (
 	sivSize        = 16
 	maxToken       = 640
 	tokenKeyFile   = "unsubscribe.keys"
-	tokenRootSize  = 32
 	tokenFixedSize = 2 + 12 + 1 // version, purpose, campaign, length of the account
 )
 
@@ -48,70 +40,21 @@ type claim struct {
 	address  string
 }
 
-// tokenKeys are the keys that tokens are made and checked with. New tokens use the newest; older keys go on checking.
-type tokenKeys struct {
-	mu     sync.RWMutex
-	path   string
-	keys   map[byte]*tokenKey
-	newest byte
-}
+// tokenKeys are the keys that tokens are made and checked with.
+type tokenKeys struct{ *mail.KeyFile[*tokenKey] }
 
 type tokenKey struct {
 	mac   []byte
 	block cipher.Block
 }
 
-// openTokenKeys reads the key file, or makes it with one key. Each of its lines is a key's number and its 32 bytes in
-// hexadecimal.
+// openTokenKeys reads the key file, or makes it with one key.
 func openTokenKeys(dir string) (*tokenKeys, error) {
-	k := &tokenKeys{path: filepath.Join(dir, tokenKeyFile), keys: map[byte]*tokenKey{}}
-	info, err := os.Stat(k.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return k, k.rotate()
-	}
+	f, err := mail.OpenKeyFile(filepath.Join(dir, tokenKeyFile), "unsubscribe keys", newTokenKey)
 	if err != nil {
-		return nil, fmt.Errorf("open unsubscribe keys: %w", err)
+		return nil, err
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("open unsubscribe keys: %s is open to others (mode %04o): chmod 600 it", k.path, info.Mode().Perm())
-	}
-	b, err := os.ReadFile(k.path)
-	if err != nil {
-		return nil, fmt.Errorf("open unsubscribe keys: %w", err)
-	}
-	for i, line := range strings.Split(string(b), "\n") {
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-			continue
-		}
-		if err := k.add(line); err != nil {
-			return nil, fmt.Errorf("open unsubscribe keys: %s line %d: %w", k.path, i+1, err)
-		}
-	}
-	if len(k.keys) == 0 {
-		return nil, fmt.Errorf("open unsubscribe keys: %s holds no key", k.path)
-	}
-	return k, nil
-}
-
-func (k *tokenKeys) add(line string) error {
-	number, root, _ := strings.Cut(line, " ")
-	id, err := strconv.ParseUint(number, 10, 8)
-	if err != nil || id == 0 {
-		return errors.New("does not begin with a key number from 1 to 255")
-	}
-	secret, err := hex.DecodeString(strings.TrimSpace(root))
-	if err != nil || len(secret) != tokenRootSize {
-		return errors.New("does not hold a key of 32 bytes in hexadecimal")
-	}
-	if k.keys[byte(id)] != nil {
-		return fmt.Errorf("key %d is there twice", id)
-	}
-	key, err := newTokenKey(secret)
-	if err != nil {
-		return err
-	}
-	k.keys[byte(id)], k.newest = key, byte(id)
-	return nil
+	return &tokenKeys{f}, nil
 }
 
 func newTokenKey(root []byte) (*tokenKey, error) {
@@ -130,40 +73,6 @@ func newTokenKey(root []byte) (*tokenKey, error) {
 	return &tokenKey{mac, block}, nil
 }
 
-// rotate appends a new key to the file, durably, and uses it for new tokens.
-func (k *tokenKeys) rotate() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.newest == 255 {
-		return errors.New("rotate unsubscribe keys: 255 keys are in use: remove the oldest lines of " + k.path)
-	}
-	root := make([]byte, tokenRootSize)
-	_, _ = rand.Read(root) // never fails since Go 1.24
-	line := fmt.Sprintf("%d %s", k.newest+1, hex.EncodeToString(root))
-	if err := appendDurably(k.path, line+"\n"); err != nil {
-		return fmt.Errorf("rotate unsubscribe keys: %w", err)
-	}
-	return k.add(line)
-}
-
-// appendDurably writes a line to the end of a file, which is made where it is not there, and syncs file and directory.
-func appendDurably(path, line string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(line)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
 // seal makes the token of a claim: SIV construction, so that the same claim gives the same token, nothing of it can be
 // read, and nobody without the key makes another.
 func (k *tokenKeys) seal(p purpose, c claim) string {
@@ -174,10 +83,7 @@ func (k *tokenKeys) seal(p purpose, c claim) string {
 	payload = append(payload, c.account...)
 	payload = append(payload, c.address...)
 
-	k.mu.RLock()
-	id := k.newest
-	key := k.keys[id]
-	k.mu.RUnlock()
+	id, key := k.Newest()
 	token := make([]byte, 1+sivSize+len(payload))
 	token[0] = id
 	siv := key.siv(id, payload)
@@ -203,10 +109,8 @@ func (k *tokenKeys) open(p purpose, token string) (claim, error) {
 	if err != nil || len(b) < 1+sivSize+tokenFixedSize || tokenText.EncodeToString(b) != strings.ToLower(token) {
 		return claim{}, ErrBadToken
 	}
-	k.mu.RLock()
-	key := k.keys[b[0]]
-	k.mu.RUnlock()
-	if key == nil {
+	key, ok := k.Key(b[0])
+	if !ok {
 		return claim{}, ErrBadToken
 	}
 	siv, payload := b[1:1+sivSize], b[1+sivSize:]

@@ -55,7 +55,7 @@ func TestToken(t *testing.T) {
 		require.ErrorIs(t, err, ErrBadToken)
 	}
 
-	require.NoError(t, k.rotate())
+	require.NoError(t, k.Rotate())
 	newer := k.seal(forUnsubscribe, c)
 	require.NotEqual(t, token, newer)
 	again, err := openTokenKeys(dir)

@@ -76,4 +76,4 @@ func (s *Service) Unsubscribe(ctx context.Context, token string) (Unsubscribed, 
 }
 
 // RotateUnsubscribeKeys makes a new key for the links of mail from now on. Links made with older keys go on working.
-func (s *Service) RotateUnsubscribeKeys() error { return s.tokens.rotate() }
+func (s *Service) RotateUnsubscribeKeys() error { return s.tokens.Rotate() }

@@ -2,19 +2,11 @@ package mail
 
 import (
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -26,7 +18,6 @@ const (
 	verpMACSize = 10 // 80 bits: a guess a microsecond finds one in 10^10 years
 	verpSize    = 1 + EnvelopeKeySize + 2 + verpMACSize
 	verpDay     = 24 * time.Hour
-	verpKeySize = 32
 	// VERPLife is how long a return path is accepted after it was issued: longer than any host keeps mail in its queue.
 	VERPLife = 30 * verpDay
 )
@@ -41,102 +32,23 @@ var verpText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPaddin
 //
 // which makes a local part of 55 characters, of which the case does not matter. New ones are made with the newest key
 // of the file, older keys go on checking. Its methods may be called from many goroutines.
-type VERP struct {
-	path string
+type VERP struct{ keys *KeyFile[[]byte] }
 
-	mu     sync.RWMutex
-	keys   map[byte][]byte
-	newest byte
-}
-
-// OpenVERP reads the key file, or makes it with one key. Each of its lines is a key's number, from 1 to 255, and its 32
-// bytes in hexadecimal; the last line is the newest. A file that others may read is refused.
+// OpenVERP reads the key file, or makes it with one key; see KeyFile.
 func OpenVERP(path string) (*VERP, error) {
-	v := &VERP{path: path, keys: map[byte][]byte{}}
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return v, v.Rotate()
-	}
+	keys, err := OpenKeyFile(path, "return-path keys", func(secret []byte) ([]byte, error) { return secret, nil })
 	if err != nil {
-		return nil, fmt.Errorf("open return-path keys: %w", err)
+		return nil, err
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("open return-path keys: %s is open to others (mode %04o): chmod 600 it", path, info.Mode().Perm())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("open return-path keys: %w", err)
-	}
-	for i, line := range strings.Split(string(b), "\n") {
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-			continue
-		}
-		if err := v.add(line); err != nil {
-			return nil, fmt.Errorf("open return-path keys: %s line %d: %w", path, i+1, err)
-		}
-	}
-	if len(v.keys) == 0 {
-		return nil, fmt.Errorf("open return-path keys: %s holds no key", path)
-	}
-	return v, nil
+	return &VERP{keys}, nil
 }
 
-func (v *VERP) add(line string) error {
-	number, text, _ := strings.Cut(line, " ")
-	id, err := strconv.ParseUint(number, 10, 8)
-	if err != nil || id == 0 {
-		return errors.New("does not begin with a key number from 1 to 255")
-	}
-	key, err := hex.DecodeString(strings.TrimSpace(text))
-	if err != nil || len(key) != verpKeySize {
-		return errors.New("does not hold a key of 32 bytes in hexadecimal")
-	}
-	if v.keys[byte(id)] != nil {
-		return fmt.Errorf("key %d is there twice", id)
-	}
-	v.keys[byte(id)], v.newest = key, byte(id)
-	return nil
-}
-
-// Rotate appends a new key to the file, durably, and uses it from now on.
-func (v *VERP) Rotate() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.newest == 255 {
-		return errors.New("rotate return-path keys: 255 keys are in use: remove the oldest lines of " + v.path)
-	}
-	key := make([]byte, verpKeySize)
-	_, _ = rand.Read(key) // never fails since Go 1.24
-	line := fmt.Sprintf("%d %s", v.newest+1, hex.EncodeToString(key))
-	if err := appendLine(v.path, line+"\n"); err != nil {
-		return fmt.Errorf("rotate return-path keys: %w", err)
-	}
-	return v.add(line)
-}
-
-// appendLine makes a line of a file durable, with the file's name.
-func appendLine(path, line string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(line)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
+// Rotate adds a new key to the file, durably, and uses it from now on.
+func (v *VERP) Rotate() error { return v.keys.Rotate() }
 
 // Path is the return path of an envelope that is sent at that time. The same day gives the same path.
 func (v *VERP) Path(id EnvelopeID, at time.Time, domain string) Path {
-	v.mu.RLock()
-	number := v.newest
-	key := v.keys[number]
-	v.mu.RUnlock()
+	number, key := v.keys.Newest()
 	b := make([]byte, 0, verpSize)
 	b = id.AppendKey(append(b, number))
 	b = binary.BigEndian.AppendUint16(b, verpDayOf(at))
@@ -168,11 +80,9 @@ func (v *VERP) Open(local string, now time.Time) (EnvelopeID, error) {
 	if err != nil || verpText.EncodeToString(b) != text { // the spare bits of the last character must be zero
 		return EnvelopeID{}, ErrBadReturnPath
 	}
-	v.mu.RLock()
-	key := v.keys[b[0]]
-	v.mu.RUnlock()
+	key, ok := v.keys.Key(b[0])
 	signed, mac := b[:verpSize-verpMACSize], b[verpSize-verpMACSize:]
-	if key == nil || !hmac.Equal(mac, verpMAC(key, signed)) {
+	if !ok || !hmac.Equal(mac, verpMAC(key, signed)) {
 		return EnvelopeID{}, ErrBadReturnPath
 	}
 	issued := time.Unix(int64(binary.BigEndian.Uint16(signed[1+EnvelopeKeySize:]))*int64(verpDay/time.Second), 0)

@@ -38,7 +38,7 @@ func TestReturnPathsComeBack(t *testing.T) {
 
 	require.NoError(t, v.Rotate())
 	require.NotEqual(t, p, v.Path(id, issued, "bounces.example"))
-	again2, err := OpenVERP(v.path)
+	again2, err := OpenVERP(v.keys.path)
 	require.NoError(t, err)
 	_, err = again2.Open(p.Local, issued)
 	require.NoError(t, err, "an older key goes on checking, after a restart")
