@@ -8,7 +8,7 @@ package archtest
 var Floors = [][]string{
 	{"internal/mail", "internal/kv"},
 	{"internal/resolver", "internal/dsn", "internal/account", "internal/event", "internal/api"},
-	{"spool", "dkim", "internal/mailauth", "internal/suppression", "internal/tlspolicy"},
+	{"spool", "dkim", "internal/mailauth", "internal/suppression", "internal/tlspolicy", "internal/contact"},
 	{"internal/intake", "internal/bounce"},
 	{"smtpd", "delivery", "campaign"},
 	{"admin"},

@@ -1,0 +1,3 @@
+package contact
+
+type activeImports struct{}
