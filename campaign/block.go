@@ -74,7 +74,7 @@ func (c *compiler) branchEnd(b *block, at int) error {
 			if _, same := join(b.before, c.st); !same {
 				return errorAt(c.part, c.src, at, "the body of #each begins in %s and ends in %s", b.before.where(), c.st.where())
 			}
-			c.emit(op{code: opNext, frame: c.frames, to: b.start})
+			c.emit(op{code: opNext, frame: c.frames, to: b.start, e: c.prog.ops[b.test].e})
 		}
 		c.scopes = c.scopes[:len(c.scopes)-1]
 		c.frames--

@@ -20,10 +20,18 @@ type compiler struct {
 	scopes    []int  // frames of the enclosing blocks, the root first
 	frames    int    // how many are in use
 	blocks    []block
-	converted bool         // the source was made from HTML: its lines stand as they are
-	pending   []byte       // static text not yet emitted
-	images    *imageSet    // those that the HTML may refer to
-	onBody    func() error // called once behind the <body> tag
+	converted bool               // the source was made from HTML: its lines stand as they are
+	pending   []byte             // static text not yet emitted
+	images    *imageSet          // those that the HTML may refer to
+	onBody    func() error       // called once behind the <body> tag
+	sheet     *sheet             // takes note of the HTML as it is compiled, nil for not
+	styled    map[string]string  // by part: source with its style rules written into style attributes
+	cursors   map[string]*cursor // by part
+	partialScope
+	nesting   int               // partials inside one another
+	includes  int               // partials that stood in the part so far
+	including []string          // the named ones that are being compiled
+	texts     map[string]string // of partials without a text of their own
 }
 
 type blockKind uint8
@@ -61,29 +69,63 @@ func compilePart(part, src string, m mode, sc *scope) (*program, error) {
 }
 
 func newCompiler(part string, m mode, sc *scope) *compiler {
-	return &compiler{prog: &program{part: part, mode: m}, scope: sc, scopes: []int{0}}
+	return &compiler{
+		prog: &program{part: part, mode: m}, scope: sc, scopes: []int{0}, cursors: map[string]*cursor{}, texts: map[string]string{},
+	}
 }
 
 // source compiles src at the present place; its blocks must be closed in it.
 func (c *compiler) source(part, src string) error {
 	src = normalLines(src)
+	if styled, ok := c.styled[part]; ok && !c.escaped {
+		src = styled
+	}
 	toks, err := lex(part, src, !c.converted)
 	if err != nil {
 		return err
 	}
-	open, wasPart, wasSrc := len(c.blocks), c.part, c.src
+	wasPart, wasSrc := c.part, c.src
 	c.part, c.src = part, src
-	for _, t := range toks {
+	err = c.tokens(toks)
+	c.part, c.src = wasPart, wasSrc
+	return err
+}
+
+// tokens compiles tokens of the present source.
+func (c *compiler) tokens(toks []token) error {
+	open := len(c.blocks)
+	for i := 0; i < len(toks); i++ {
+		t := toks[i]
+		if t.isBodied() {
+			end, err := c.bodyOf(toks, i)
+			if err == nil {
+				err = c.bodied(t, toks[i+1:end])
+			}
+			if err != nil {
+				return err
+			}
+			i = end
+			continue
+		}
 		if err := c.token(t, open); err != nil {
 			return err
 		}
 	}
 	if len(c.blocks) > open {
 		b := c.blocks[len(c.blocks)-1]
-		return errorAt(part, src, b.at, "{{#%s}} without its {{/%s}}", blockNames[b.kind], blockNames[b.kind])
+		return errorAt(c.part, c.src, b.at, "{{#%s}} without its {{/%s}}", blockNames[b.kind], blockNames[b.kind])
 	}
-	c.part, c.src = wasPart, wasSrc
 	return nil
+}
+
+// position returns line and column of an offset in the present source.
+func (c *compiler) position(at int) (line, column int) {
+	k := c.cursors[c.part]
+	if k == nil {
+		k = &cursor{}
+		c.cursors[c.part] = k
+	}
+	return k.position(c.src, at)
 }
 
 // normalLines makes LF of every line end; encoding makes CRLF of it.
@@ -103,6 +145,9 @@ func (c *compiler) finish() (*program, error) {
 }
 
 func (c *compiler) token(t token, open int) error {
+	if c.sheet != nil {
+		c.sheet.note(c, t)
+	}
 	switch {
 	case !t.tag:
 		return c.static(t)
@@ -119,7 +164,7 @@ func (c *compiler) token(t token, open int) error {
 	case isElse(t.text):
 		return c.elseBranch(t, open)
 	case strings.HasPrefix(t.text, ">"):
-		return errorAt(c.part, c.src, t.at, "partials are not supported")
+		return c.partial(t)
 	}
 	return c.output(t)
 }
@@ -250,6 +295,9 @@ func (c *compiler) output(t token) error {
 	if err != nil {
 		return err
 	}
+	if c.prog.mode == modeHTML && esc != escText && e.makesHTML() {
+		return errorAt(c.part, c.src, t.at, "br makes HTML, which may not stand in %s", c.st.where())
+	}
 	c.emit(op{code: opOut, e: e, esc: esc})
 	c.st = c.st.merged()
 	return nil
@@ -378,7 +426,7 @@ func (c *compiler) mergeText(t token, e *expr, v value, esc escape) error {
 	}
 	was := *c
 	c.value, c.converted = true, c.converted || text != v.s
-	c.scopes = []int{0}
+	c.scopes, c.partialScope = []int{0}, partialScope{}
 	if c.prog.mode == modeHTML {
 		c.escaped = c.st.at != inText && esc != escRaw || isText
 		if c.plain = esc; isText && c.st.at == inText {
@@ -393,5 +441,6 @@ func (c *compiler) mergeText(t token, e *expr, v value, esc escape) error {
 		c.st = c.st.merged()
 	}
 	c.value, c.converted, c.scopes, c.escaped, c.plain = was.value, was.converted, was.scopes, was.escaped, was.plain
+	c.partialScope = was.partialScope
 	return nil
 }

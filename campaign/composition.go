@@ -158,7 +158,8 @@ func parseAddress(s string) (mail.Path, error) {
 
 // data checks the campaign's merge data.
 func (c *composition) data(req *api.CreateCampaign, bad *Invalid) {
-	c.scope = scope{data: req.Data, vars: req.Template.Variables}
+	c.scope = scope{data: req.Data, vars: req.Template.Variables, partials: req.Template.Partials}
+	checkPartials(req.Template.Partials, bad)
 	size := 0
 	for _, name := range sortedKeys(req.Data) {
 		pointer := "/data/" + escapePointer(name)
@@ -185,6 +186,22 @@ func (c *composition) data(req *api.CreateCampaign, bad *Invalid) {
 	for _, name := range sortedKeys(req.Template.Variables) {
 		if v := req.Template.Variables[name]; v.Type != "" && v.Type != "html" && v.Type != "text" {
 			bad.add("/template/variables/"+escapePointer(name)+"/type", api.CodeInvalidParameter, `%q is not "html" or "text"`, clip(v.Type, 40))
+		}
+	}
+}
+
+// checkPartials checks names and sizes; what is in partials is checked where they stand.
+func checkPartials(partials map[string]api.Partial, bad *Invalid) {
+	if len(partials) > maxPartials {
+		bad.add("/template/partials", api.CodeInvalidParameter, "more than %d partials", maxPartials)
+	}
+	for _, name := range sortedKeys(partials) {
+		pointer, p := "/template/partials/"+escapePointer(name), partials[name]
+		if !isPartialName(name) {
+			bad.add(pointer, api.CodeInvalidParameter, "a partial's name has 1 to %d letters, digits, '-', '_', '.' and '/'", maxAttributeName)
+		}
+		if len(p.HTML) > maxSource || len(p.Text) > maxSource || !utf8.ValidString(p.HTML) || !utf8.ValidString(p.Text) {
+			bad.add(pointer, api.CodeInvalidParameter, "longer than %d bytes, or not UTF-8", maxSource)
 		}
 	}
 }
@@ -233,6 +250,8 @@ func (e *Invalid) template(pointer string, err error) {
 		switch {
 		case t.Part == partPreheader:
 			pointer = "/template/preheader"
+		case strings.HasPrefix(t.Part, partPartial):
+			pointer = "/template/partials/" + escapePointer(strings.TrimPrefix(t.Part, partPartial))
 		case strings.HasPrefix(t.Part, partData):
 			pointer = "/data/" + escapePointer(strings.TrimPrefix(t.Part, partData))
 		}
@@ -249,9 +268,50 @@ func compileSubject(src string, sc *scope) (*program, error) {
 	return compilePart(partSubject, strings.TrimSpace(src), modeSubject, sc)
 }
 
+// compileHTML compiles the HTML, and where it has style rules compiles it again with them in its style attributes.
 func (c *composition) compileHTML(t *api.CampaignTemplate, set *imageSet) (*program, error) {
+	var sh *sheet
+	if t.Options.InlineCSS == nil || *t.Options.InlineCSS {
+		sh = &sheet{}
+	}
+	prog, err := c.compileStyled(t, set, sh, nil)
+	if err != nil || sh == nil {
+		return prog, err
+	}
+	styled := sh.styles()
+	c.warnings = append(c.warnings, sh.warnings...)
+	if len(styled) == 0 {
+		return prog, nil
+	}
+	again, err := c.compileStyled(t, set, nil, styled)
+	if err != nil || !sameTags(prog, again) {
+		c.warnings = append(c.warnings, api.Warning{Code: "css_not_inlined", Part: partHTML, Detail: "style rules stay in <style>: the branches of the template cannot be told apart"})
+		return prog, nil
+	}
+	again.uses = prog.uses // which tell places of the source as it was written
+	return again, nil
+}
+
+// sameTags tells whether two programs merge the same values in the same way.
+func sameTags(a, b *program) bool {
+	return len(a.uses) == len(b.uses) && slices.EqualFunc(tagsOf(a), tagsOf(b), func(x, y op) bool {
+		return x.code == y.code && x.esc == y.esc && x.frame == y.frame
+	})
+}
+
+func tagsOf(p *program) []op {
+	var list []op
+	for _, o := range p.ops {
+		if o.code != opText {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+func (c *composition) compileStyled(t *api.CampaignTemplate, set *imageSet, sh *sheet, styled map[string]string) (*program, error) {
 	comp := newCompiler(partHTML, modeHTML, &c.scope)
-	comp.images = set
+	comp.images, comp.sheet, comp.styled = set, sh, styled
 	preheader := func() error {
 		comp.pending = append(comp.pending, preheaderOpen...)
 		was := *comp
@@ -296,6 +356,11 @@ func (c *composition) mentionsUnsubscribe(src string) bool {
 	}
 	for name, x := range c.scope.data {
 		if s, ok := x.(string); ok && has(s) && strings.Contains(src, name) {
+			return true
+		}
+	}
+	for name, p := range c.scope.partials {
+		if (has(p.HTML) || has(p.Text)) && strings.Contains(src, name) {
 			return true
 		}
 	}

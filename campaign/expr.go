@@ -21,6 +21,8 @@ type path struct {
 	meta  string   // "@index", "@key", "@first", "@last": of frame
 	segs  []string // names and indexes to follow
 	text  string   // as written
+	level int      // index of the frame among the enclosing ones
+	named bool     // begins at that frame by a name of it, not at @root
 }
 
 // parser reads the expression of one tag.
@@ -72,6 +74,9 @@ func (p *parser) call(name string, start, depth int) (*expr, error) {
 		err := errorAt(p.c.part, p.c.src, p.at+start, "unknown helper %q", name)
 		err.Nearest = nearest(name, helperNames())
 		return nil, err
+	}
+	if name == "br" && p.c.prog.mode != modeHTML {
+		h = helperNamed("text") // line ends stay as they are
 	}
 	e := &expr{helper: h, at: p.at + start, place: -1}
 	for {
@@ -143,7 +148,12 @@ func (p *parser) term(depth int, required bool) (*expr, error) {
 		return nil, err
 	}
 	e := &expr{path: pa, at: at, place: -1}
-	e.place = p.c.note(pa, at, required)
+	if given := p.c.given(pa); given != nil {
+		if e, err = given.follow(pa, p.c, at); err != nil || e.path == nil {
+			return e, err
+		}
+	}
+	e.place = p.c.note(e.path, at, required)
 	return e, nil
 }
 
@@ -184,10 +194,10 @@ func (c *compiler) resolve(text string, at int) (*path, error) {
 		level--
 		rest = strings.TrimPrefix(strings.TrimPrefix(rest, ".."), "/")
 	}
-	p.frame = c.scopes[level]
+	p.frame, p.level, p.named = c.scopes[level], level, true
 	switch name, tail, dotted := strings.Cut(rest, "."); {
 	case name == "@root":
-		p.frame, rest = 0, tail
+		p.frame, rest, p.named = 0, tail, false
 	case name == "this" && (dotted || tail == ""):
 		rest = tail
 	case strings.HasPrefix(rest, "this/"):
@@ -237,6 +247,9 @@ func (c *compiler) resolve(text string, at int) (*path, error) {
 			return nil, errorAt(c.part, c.src, at, "path of more than %d names", maxDepth)
 		}
 	}
+	if c.given(p) != nil {
+		return p, nil
+	}
 	if p.frame == 0 && len(p.segs) == 0 && p.meta == "" {
 		return nil, errorAt(c.part, c.src, at, "%q names no variable", text)
 	}
@@ -252,7 +265,7 @@ func (c *compiler) note(p *path, at int, required bool) int {
 	if p.meta != "" {
 		name = p.meta
 	}
-	line, column := position(c.src, at)
+	line, column := c.position(at)
 	u := use{name: name, part: c.part, line: line, column: column, required: required}
 	if p.frame == 0 {
 		u.root = p.segs[0]

@@ -49,6 +49,28 @@ func helperNamed(name string) *helper {
 		return &helper{name, 1, 2, true, helpNumber}
 	case "length":
 		return &helper{name, 1, 1, false, helpLength}
+	case "text": // not in helperNames: br in a part that is no HTML
+		return &helper{name, 1, 1, true, textHelper(normalLines)}
+	case "capitalize":
+		return &helper{name, 1, 1, true, textHelper(capitalize)}
+	case "currency":
+		return &helper{name, 2, 2, true, helpCurrency}
+	case "plural":
+		return &helper{name, 3, 4, true, helpPlural}
+	case "in":
+		return &helper{name, 2, maxArgs, false, helpIn}
+	case "json":
+		return &helper{name, 1, 1, true, helpJSON}
+	case "lookup":
+		return &helper{name, 2, 2, true, func(a []value) (value, error) { return a[0].step(a[1].text()), nil }}
+	case "join":
+		return &helper{name, 1, 2, true, helpJoin}
+	case "br":
+		return &helper{name, 1, 1, true, helpBreaks}
+	case "gt":
+		return &helper{name, 2, 2, false, func(a []value) (value, error) { return boolean(compare(a[0], a[1]) > 0), nil }}
+	case "lt":
+		return &helper{name, 2, 2, false, func(a []value) (value, error) { return boolean(compare(a[0], a[1]) < 0), nil }}
 	case "eq":
 		return &helper{name, 2, 2, false, func(a []value) (value, error) { return boolean(a[0].text() == a[1].text()), nil }}
 	case "ne":
@@ -64,7 +86,10 @@ func helperNamed(name string) *helper {
 }
 
 func helperNames() []string {
-	return []string{"default", "upper", "lower", "trim", "urlencode", "truncate", "date", "number", "length", "eq", "ne", "not", "and", "or"}
+	return []string{
+		"default", "upper", "lower", "capitalize", "trim", "truncate", "date", "number", "currency", "plural", "eq", "ne", "gt", "lt",
+		"and", "or", "not", "in", "urlencode", "json", "lookup", "length", "join", "br",
+	}
 }
 
 func boolean(b bool) value { return value{kind: kindBool, s: strconv.FormatBool(b), trusted: true} }
@@ -172,15 +197,11 @@ func helpDate(a []value) (value, error) {
 
 // helpNumber groups thousands with a comma and rounds to the second argument's decimals (default: as many as there are).
 func helpNumber(a []value) (value, error) {
-	s := strings.ReplaceAll(strings.TrimSpace(a[0].text()), ",", "")
-	if len(s) > 64 || strings.ContainsAny(s, "eExXpP_/") {
-		return value{}, fmt.Errorf("number cannot read %q", clip(s, 40))
+	n, err := rational(a[0].text())
+	if err != nil {
+		return value{}, fmt.Errorf("number: %w", err)
 	}
-	n, ok := new(big.Rat).SetString(s)
-	if !ok {
-		return value{}, fmt.Errorf("number cannot read %q", clip(s, 40))
-	}
-	_, frac, _ := strings.Cut(s, ".")
+	_, frac, _ := strings.Cut(strings.TrimSpace(a[0].text()), ".")
 	decimals := len(frac)
 	if len(a) == 2 {
 		d, err := strconv.Atoi(a[1].text())
@@ -189,6 +210,11 @@ func helpNumber(a []value) (value, error) {
 		}
 		decimals = d
 	}
+	return value{kind: kindString, s: grouped(n, decimals), trusted: true}, nil
+}
+
+// grouped writes a number with commas between its thousands.
+func grouped(n *big.Rat, decimals int) string {
 	whole, frac, dotted := strings.Cut(n.FloatString(decimals), ".")
 	sign := ""
 	if strings.HasPrefix(whole, "-") {
@@ -205,7 +231,7 @@ func helpNumber(a []value) (value, error) {
 	if dotted {
 		b.WriteString("." + frac)
 	}
-	return value{kind: kindString, s: b.String(), trusted: true}, nil
+	return b.String()
 }
 
 func clip(s string, most int) string {

@@ -18,6 +18,15 @@ type token struct {
 // lex cuts the source into tokens and applies ~ and, with lines set, the rule that a block tag alone on its line leaves
 // no line behind.
 func lex(part, src string, lines bool) ([]token, error) {
+	toks, err := scan(part, src)
+	if err == nil {
+		trim(toks, lines)
+	}
+	return toks, err
+}
+
+// scan cuts the source into tokens.
+func scan(part, src string) ([]token, error) {
 	if len(src) > maxSource {
 		return nil, errorAt(part, src, 0, "longer than %d bytes", maxSource)
 	}
@@ -48,7 +57,6 @@ func lex(part, src string, lines bool) ([]token, error) {
 		toks = append(toks, t)
 		at += i + size
 	}
-	trim(toks, lines)
 	return toks, nil
 }
 
@@ -102,12 +110,15 @@ func (t token) isBlock() bool {
 	return !t.raw && (strings.HasPrefix(t.text, "#") || strings.HasPrefix(t.text, "/") || isElse(t.text))
 }
 
+// isPartial tells {{> name}}, which stands for other source.
+func (t token) isPartial() bool { return t.tag && !t.raw && strings.HasPrefix(t.text, ">") }
+
 func isElse(s string) bool { return s == "else" || s == "^" || strings.HasPrefix(s, "else ") }
 
 func trim(toks []token, lines bool) {
 	alone := make([]bool, len(toks))
 	for i, t := range toks {
-		alone[i] = lines && t.isBlock() && blankBefore(toks, i) && blankAfter(toks, i)
+		alone[i] = lines && (t.isBlock() || t.isPartial()) && blankBefore(toks, i) && blankAfter(toks, i)
 	}
 	for i, t := range toks {
 		if !t.tag {

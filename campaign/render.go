@@ -196,6 +196,9 @@ func (m *machine) eval(e *expr, strict bool) (value, error) {
 		args[i] = v
 	}
 	v, err := e.helper.fn(args)
+	if err == nil && v.kind == kindMissing && strict && e.helper.name == "lookup" {
+		return v, m.lacksEntry(e, args[1].text())
+	}
 	if err != nil && m.lenient && len(m.missing) > 0 {
 		return value{kind: kindString}, nil // it is the missing value that the helper cannot read
 	}
@@ -211,6 +214,15 @@ func (m *machine) lacks(e *expr) error {
 		return nil
 	}
 	return fmt.Errorf("%w: the recipient has no %q", errMissing, e.path.text)
+}
+
+// lacksEntry is lacks for what {{lookup x y}} did not find.
+func (m *machine) lacksEntry(e *expr, name string) error {
+	if at := places(e); m.lenient && len(at) > 0 {
+		m.missing = append(m.missing, &m.prog.uses[at[0]])
+		return nil
+	}
+	return fmt.Errorf("%w: lookup finds no %q", errMissing, clip(name, 40))
 }
 
 func (m *machine) lookup(p *path) value {

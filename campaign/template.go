@@ -16,6 +16,8 @@ const (
 	maxDepth      = 32       // blocks inside one another
 	maxIterations = 100_000  // of all loops of one rendering
 	maxTag        = 4096     // bytes between braces
+	maxPartials   = 50       // partials that a template may name
+	maxIncludes   = 1000     // times that partials stand in one part
 	maxOps        = 50_000
 )
 
@@ -26,6 +28,7 @@ const (
 	partHTML      = "html"
 	partText      = "text"
 	partData      = "data."
+	partPartial   = "partials."
 )
 
 // mode says how a part treats what is merged into it.
@@ -74,6 +77,24 @@ func position(src string, offset int) (line, column int) {
 	return line, 1 + utf8.RuneCountInString(before[strings.LastIndexByte(before, '\n')+1:])
 }
 
+// cursor finds line and column of offsets that mostly grow, without beginning anew for each.
+type cursor struct{ at, line, column int }
+
+func (k *cursor) position(src string, offset int) (line, column int) {
+	offset = min(offset, len(src))
+	if offset < k.at || k.line == 0 {
+		*k = cursor{line: 1, column: 1}
+	}
+	passed := src[k.at:offset]
+	if n := strings.Count(passed, "\n"); n > 0 {
+		k.line, k.column = k.line+n, 1
+		passed = passed[strings.LastIndexByte(passed, '\n')+1:]
+	}
+	k.column += utf8.RuneCountInString(passed)
+	k.at = offset
+	return k.line, k.column
+}
+
 func excerpt(src string, offset int) string {
 	s := src[min(offset, len(src)):]
 	if end := strings.Index(s, "}}"); end >= 0 && end < 58 {
@@ -100,8 +121,9 @@ func (u use) place() string { return fmt.Sprintf("%s:%d:%d", u.part, u.line, u.c
 
 // scope is what a template may read beside the contact: the campaign's data, trusted and constant.
 type scope struct {
-	data map[string]any
-	vars map[string]api.Variable
+	data     map[string]any
+	vars     map[string]api.Variable
+	partials map[string]api.Partial
 }
 
 // program is one compiled part: flat operations over static text that is encoded once.

@@ -69,6 +69,9 @@ func TestTemplate(t *testing.T) {
 	}
 	data := map[string]any{"Greeting": "Hello {{Name}}", "Title": "T", "Shadow": "campaign", "shop": map[string]any{"name": "S"}, "items": []any{"1", "2"}}
 	ann["Shadow"] = "contact"
+	for name, more := range helperTests {
+		tests[name] = more
+	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -95,7 +98,14 @@ func TestTemplateErrors(t *testing.T) {
 		"second_else":           {"{{#if a}}{{else}}{{else}}{{/if}}", 1, 18, "second {{else}}", ""},
 		"unknown_helper":        {"한글 {{uper Name}}", 1, 6, `unknown helper "uper"`, "upper"},
 		"unknown_block":         {"{{#iff Name}}{{/iff}}", 1, 1, "unknown block {{#iff}}", "if"},
-		"partial":               {"{{> footer}}", 1, 1, "partials are not supported", ""},
+		"partial":               {"a {{> foter}}", 1, 3, `no partial is named "foter"`, "footer"},
+		"partial_in_itself":     {"{{> loop}}", 1, 3, `the partial "loop" stands in itself`, ""},
+		"partial_block_outside": {"x{{> @partial-block}}", 1, 2, "stands outside of a partial", ""},
+		"partial_without_end":   {"\n{{#> footer}}x", 2, 1, "without its {{/footer}}", ""},
+		"partial_wrong_end":     {"{{#> footer}}\n{{/fotter}}", 2, 1, "{{/fotter}} closes {{#footer}} of line 1", ""},
+		"partial_name":          {"{{> (x)}}", 1, 5, "the name of a partial is needed", ""},
+		"inline_without_name":   {"{{#*inline x}}{{/inline}}", 1, 1, "is the only decorator", ""},
+		"given_has_no_fields":   {`{{> card title="x"}}`, 1, 8, `"title" has no fields`, ""},
 		"empty_tag":             {"{{}}", 1, 3, "empty tag", ""},
 		"too_few_arguments":     {"{{truncate Name}}", 1, 3, "truncate takes 2 to 3 arguments, not 1", ""},
 		"bad_path":              {"{{a..b}}", 1, 3, `"a..b" is not a path`, ""},
@@ -113,7 +123,9 @@ func TestTemplateErrors(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := compilePart(partText, tt.src, modeText, &scope{data: data})
+			_, err := compilePart(partText, tt.src, modeText, &scope{data: data, partials: map[string]api.Partial{
+				"footer": {Text: "f"}, "loop": {Text: "a {{> loop}}"}, "card": {Text: "card {{title.x}}"},
+			}})
 			e, ok := errors.AsType[*TemplateError](err)
 			require.True(t, ok, "%v", err)
 			require.Contains(t, e.Detail, tt.detail)

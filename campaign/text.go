@@ -251,6 +251,10 @@ func (w *textWriter) text(s string) {
 			mask := s[:end+utf8.RuneLen(maskClose)]
 			if w.hasBlock(mask) {
 				w.block(w.unmask(mask))
+			} else if w.isPartial(mask) {
+				w.line(1)
+				w.word(w.unmask(mask))
+				w.line(1)
 			} else {
 				w.word(w.unmask(mask))
 			}
@@ -367,6 +371,16 @@ func (w *textWriter) hasBlock(s string) bool {
 	found := false
 	w.each(s, func(t token) string {
 		found = found || t.isBlock()
+		return ""
+	})
+	return found
+}
+
+// isPartial tells the mask of {{> name}}, which stands for lines of its own.
+func (w *textWriter) isPartial(mask string) bool {
+	found := false
+	w.each(mask, func(t token) string {
+		found = found || t.isPartial()
 		return ""
 	})
 	return found

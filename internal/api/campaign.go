@@ -28,12 +28,20 @@ type CampaignTemplate struct {
 	Images    []CampaignImage     `json:"images,omitempty"`
 	Options   TemplateOptions     `json:"options,omitzero"`
 	Variables map[string]Variable `json:"variables,omitempty"`
+	Partials  map[string]Partial  `json:"partials,omitempty"` // what {{> name}} stands for
+}
+
+// Partial is source that templates share.
+type Partial struct {
+	HTML string `json:"html,omitempty"`
+	Text string `json:"text,omitempty"` // "": made from HTML
 }
 
 // TemplateOptions steer how the message is put together.
 type TemplateOptions struct {
 	Images     string `json:"images,omitempty"`      // "cid" (default): parts of the message; "link": the url of each image
 	AutoFooter bool   `json:"auto_footer,omitempty"` // add an unsubscribe line where the template has none
+	InlineCSS  *bool  `json:"inline_css,omitempty"`  // write the rules of <style> into style attributes as well; default true
 }
 
 // CampaignImage is referred to in the HTML as src="cid:NAME" or src="asset:NAME".

@@ -1,0 +1,419 @@
+package campaign
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/andybalholm/cascadia"
+	"golang.org/x/net/html"
+
+	"relayd/internal/api"
+)
+
+// maxSheet bounds the HTML whose style rules are written into attributes.
+const maxSheet = 2 << 20
+
+// markAttr names elements in the copy of the HTML that rules are matched with.
+const markAttr = "data-rl"
+
+// sheet is a copy of the HTML as it was compiled, with merge tags masked by as many bytes, and where each of its pieces
+// comes from. Style rules are matched with the copy and written into the source: the source keeps every other byte, so
+// that loops around table rows, comments for Outlook and unclosed tags survive, which no HTML parser would leave alone.
+type sheet struct {
+	copy     []byte
+	pieces   []sheetPiece
+	warnings []api.Warning
+}
+
+// sheetPiece is where bytes of the copy from at on come from.
+type sheetPiece struct {
+	at     int
+	part   string
+	src    string // source of the part
+	offset int    // in src
+	tag    bool   // a merge tag
+	block  bool   // one of a block
+}
+
+// note adds a token that the compiler reads.
+func (s *sheet) note(c *compiler, t token) {
+	if len(s.copy) > maxSheet {
+		return
+	}
+	p := sheetPiece{at: len(s.copy), part: c.part, src: c.src, offset: t.at}
+	if !t.tag && !c.escaped {
+		s.pieces = append(s.pieces, p)
+		s.copy = append(s.copy, t.text...)
+		return
+	}
+	p.tag, p.block = true, t.isBlock() && !t.hidden
+	size, filler := len(t.source), byte(' ')
+	if !t.tag {
+		size = len(t.text)
+	}
+	switch c.st.at {
+	case inRaw:
+		filler = hole
+	case beforeValue, inBare: // else what follows would become the value
+		filler = 'x'
+	}
+	s.pieces = append(s.pieces, p)
+	s.copy = append(s.copy, bytes.Repeat([]byte{filler}, size)...)
+}
+
+// piece returns the piece that holds an offset of the copy.
+func (s *sheet) piece(at int) int {
+	return sort.Search(len(s.pieces), func(i int) bool { return s.pieces[i].at > at }) - 1
+}
+
+func (s *sheet) warn(at int, format string, args ...any) {
+	if len(s.warnings) >= maxWarnings {
+		return
+	}
+	w := api.Warning{Code: "css_not_inlined", Part: partHTML, Detail: fmt.Sprintf(format, args...)}
+	if i := s.piece(at); i >= 0 {
+		p := s.pieces[i]
+		w.Part = p.part
+		w.Line, _ = position(p.src, p.offset+at-p.at)
+	}
+	s.warnings = append(s.warnings, w)
+}
+
+// sheetTag is a start tag of the copy.
+type sheetTag struct {
+	at, nameEnd, end int // offsets in the copy
+	name             string
+}
+
+// styleRule is a rule that can be matched.
+type styleRule struct {
+	sel   cascadia.Sel
+	decls []cssDecl
+}
+
+// styles returns the sources that gain style attributes, by part.
+func (s *sheet) styles() map[string]string {
+	if len(s.copy) > maxSheet {
+		s.warn(0, "HTML of more than %d bytes: style rules stay in <style>", maxSheet)
+		return nil
+	}
+	tags, rules, marked := s.read()
+	if len(rules) == 0 || len(tags) == 0 {
+		return nil
+	}
+	if len(rules) > maxRules || len(rules)*len(tags) > maxMatches {
+		s.warn(0, "%d rules for %d elements are too many: they stay in <style>", len(rules), len(tags))
+		return nil
+	}
+	root, err := html.ParseWithOptions(bytes.NewReader(marked), html.ParseOptionEnableScripting(false))
+	if err != nil {
+		s.warn(0, "style rules stay in <style>: %s", err)
+		return nil
+	}
+	edits := map[string]*sourceEdits{}
+	given := map[sourcePlace]string{}
+	for n := range root.Descendants() {
+		i, ok := markOf(n)
+		if !ok || i >= len(tags) {
+			continue
+		}
+		normal, important := matching(n, rules)
+		if len(normal)+len(important) == 0 {
+			continue
+		}
+		s.edit(edits, given, tags[i], normal, important)
+	}
+	out := map[string]string{}
+	for part, e := range edits {
+		out[part] = e.apply()
+	}
+	return out
+}
+
+// read finds the start tags and rules of the copy, and marks the tags.
+func (s *sheet) read() (tags []sheetTag, rules []styleRule, marked []byte) {
+	z := html.NewTokenizer(bytes.NewReader(s.copy))
+	inStyle := false
+	for at := 0; ; {
+		kind := z.Next()
+		if kind == html.ErrorToken {
+			return tags, rules, marked
+		}
+		raw := z.Raw()
+		start := at
+		at += len(raw)
+		switch kind {
+		case html.TextToken:
+			if inStyle {
+				rules = s.rules(rules, start, string(raw))
+			}
+			marked = append(marked, raw...)
+		case html.StartTagToken, html.SelfClosingTagToken:
+			whole := append([]byte(nil), raw...)
+			t := z.Token()
+			inStyle = t.Data == "style" && isForScreens(t)
+			name := 1 + nameLength(whole[1:])
+			marked = append(marked, whole[:name]...)
+			marked = append(marked, " "+markAttr+"=\""+strconv.Itoa(len(tags))+"\""...)
+			marked = append(marked, whole[name:]...)
+			tags = append(tags, sheetTag{start, start + name, at, t.Data})
+		case html.EndTagToken:
+			inStyle = false
+			marked = append(marked, raw...)
+		default:
+			marked = append(marked, raw...)
+		}
+	}
+}
+
+func nameLength(b []byte) int {
+	n := 0
+	for n < len(b) && !isSpace(b[n]) && b[n] != '/' && b[n] != '>' {
+		n++
+	}
+	return n
+}
+
+// isForScreens tells <style> elements whose rules hold for every reader.
+func isForScreens(t html.Token) bool {
+	media := strings.ToLower(attr(t, "media"))
+	return (media == "" || media == "all" || media == "screen") && !strings.EqualFold(attr(t, "data-inline"), "false")
+}
+
+func (s *sheet) rules(rules []styleRule, at int, css string) []styleRule {
+	for _, r := range parseCSS(css) {
+		if !isInlined(r.selector) || len(rules) > maxRules {
+			continue
+		}
+		sel, err := cascadia.Parse(r.selector)
+		if err != nil {
+			s.warn(at, "the selector %q is not understood: its rule stays in <style>", clip(r.selector, 60))
+			continue
+		}
+		rules = append(rules, styleRule{sel, r.decls})
+	}
+	return rules
+}
+
+func markOf(n *html.Node) (int, bool) {
+	if n.Type != html.ElementNode {
+		return 0, false
+	}
+	switch n.Data {
+	case "html", "head", "meta", "title", "style", "script", "link", "base":
+		return 0, false
+	}
+	for _, a := range n.Attr {
+		if a.Key == markAttr {
+			i, err := strconv.Atoi(a.Val)
+			return i, err == nil && i >= 0
+		}
+	}
+	return 0, false
+}
+
+// matching returns what the rules give to an element, the weakest first.
+func matching(n *html.Node, rules []styleRule) (normal, important []cssDecl) {
+	var found []*styleRule
+	for i := range rules {
+		if rules[i].sel.Match(n) {
+			found = append(found, &rules[i])
+		}
+	}
+	slices.SortStableFunc(found, func(a, b *styleRule) int {
+		x, y := a.sel.Specificity(), b.sel.Specificity()
+		return cmp.Or(cmp.Compare(x[0], y[0]), cmp.Compare(x[1], y[1]), cmp.Compare(x[2], y[2]))
+	})
+	for _, r := range found {
+		for _, d := range r.decls {
+			if d.important {
+				important = append(important, d)
+			} else {
+				normal = append(normal, d)
+			}
+		}
+	}
+	return normal, important
+}
+
+// sourcePlace is where a tag begins in its source.
+type sourcePlace struct {
+	part   string
+	offset int
+}
+
+// sourceEdits are insertions into one source.
+type sourceEdits struct {
+	src  string
+	list []sourceEdit
+}
+
+type sourceEdit struct {
+	at   int
+	text string
+}
+
+func (e *sourceEdits) apply() string {
+	sort.SliceStable(e.list, func(i, j int) bool { return e.list[i].at < e.list[j].at })
+	var b strings.Builder
+	last := 0
+	for _, one := range e.list {
+		b.WriteString(e.src[last:one.at])
+		b.WriteString(one.text)
+		last = one.at
+	}
+	b.WriteString(e.src[last:])
+	return b.String()
+}
+
+// edit writes declarations into the style attribute of one tag. A style attribute that is there goes before what rules
+// give, except for what they call important.
+func (s *sheet) edit(edits map[string]*sourceEdits, given map[sourcePlace]string, t sheetTag, normal, important []cssDecl) {
+	first := s.pieces[s.piece(t.at)]
+	from := first.offset + t.at - first.at
+	place := sourcePlace{first.part, from}
+	if first.tag || s.piece(t.nameEnd-1) != s.piece(t.at) {
+		return // its name comes from a partial or a value
+	}
+	key := string(appendDecls(appendDecls(nil, normal, '"'), important, '"'))
+	if was, twice := given[place]; twice {
+		if was != key {
+			s.warn(t.at, "<%s> stands in several places, to which different rules apply: it has the style of the first", t.name)
+		}
+		return
+	}
+	given[place] = key
+	values := attrValues(s.copy[t.nameEnd:t.end], t.nameEnd, "style")
+	whole, blocks := s.contiguous(t, first)
+	if len(values) > 0 && (!whole || blocks && len(values) == 1) {
+		s.warn(t.at, "the style attribute of <%s> depends on merge tags: rules are not written into it", t.name)
+		return
+	}
+	insert := func(at int, text string) {
+		e := edits[first.part]
+		if e == nil {
+			e = &sourceEdits{src: first.src}
+			edits[first.part] = e
+		}
+		if text != "" {
+			e.list = append(e.list, sourceEdit{from + at - t.at, text})
+		}
+	}
+	if len(values) == 0 {
+		decls := mergeDecls(slices.Concat(normal, important), nil)
+		insert(t.nameEnd, ` style="`+string(appendDecls(nil, decls, '"'))+`"`)
+		return
+	}
+	for _, v := range values {
+		s.editValue(v, normal, important, insert)
+	}
+}
+
+// contiguous tells whether all of a tag stands in one source, and whether there are tags of blocks in it.
+func (s *sheet) contiguous(t sheetTag, first sheetPiece) (whole, blocks bool) {
+	for i := s.piece(t.at) + 1; i < len(s.pieces) && s.pieces[i].at < t.end; i++ {
+		p := s.pieces[i]
+		if p.part != first.part || p.offset-first.offset != p.at-first.at {
+			return false, blocks
+		}
+		blocks = blocks || p.block
+	}
+	return true, blocks
+}
+
+func (s *sheet) editValue(v attrValue, normal, important []cssDecl, insert func(at int, text string)) {
+	merged := s.piece(v.start) != s.piece(max(v.start, v.end-1)) || s.pieces[s.piece(v.start)].tag
+	text := string(s.copy[v.start:v.end])
+	if v.quote == 0 && (merged || v.start == v.end) {
+		s.warn(v.start, "a style attribute without quotes: rules are not written into it")
+		return
+	}
+	has := map[string]bool{}
+	if !merged {
+		for _, d := range parseDecls(html.UnescapeString(text)) {
+			has[d.name] = true
+		}
+	}
+	names := map[string]bool{}
+	for _, d := range important {
+		names[d.name] = true
+	}
+	quote, open, closing := v.quote, "", ""
+	if quote == 0 {
+		quote, open, closing = '"', `"`, `"`
+	}
+	before := string(appendDecls(nil, mergeDecls(slices.DeleteFunc(slices.Clone(normal), func(d cssDecl) bool { return names[d.name] }), has), quote))
+	after := string(appendDecls(nil, mergeDecls(important, nil), quote))
+	if filled := merged || strings.TrimSpace(text) != ""; filled {
+		if before != "" {
+			before += ";"
+		}
+		if after != "" {
+			after = ";" + after
+		}
+	} else if before != "" && after != "" {
+		after = ";" + after
+	}
+	insert(v.start, open+before)
+	insert(v.end, after+closing)
+}
+
+// attrValue is the place of an attribute's value.
+type attrValue struct {
+	start, end int
+	quote      byte // 0 for none
+}
+
+// attrValues finds the values of an attribute in what stands behind a tag's name; base is added to the offsets.
+func attrValues(b []byte, base int, name string) []attrValue {
+	var list []attrValue
+	for i := 0; i < len(b); {
+		for i < len(b) && (isSpace(b[i]) || b[i] == '/') {
+			i++
+		}
+		if i >= len(b) || b[i] == '>' {
+			return list
+		}
+		start := i
+		for i++; i < len(b) && !isSpace(b[i]) && b[i] != '/' && b[i] != '>' && b[i] != '='; i++ {
+		}
+		found := strings.EqualFold(string(b[start:i]), name)
+		j := i
+		for j < len(b) && isSpace(b[j]) {
+			j++
+		}
+		if j >= len(b) || b[j] != '=' {
+			if found {
+				list = append(list, attrValue{base + i, base + i, 0})
+			}
+			continue
+		}
+		for j++; j < len(b) && isSpace(b[j]); j++ {
+		}
+		v := attrValue{start: j, end: j}
+		if j < len(b) && (b[j] == '"' || b[j] == '\'') {
+			v.quote = b[j]
+			v.start++
+			end := bytes.IndexByte(b[v.start:], v.quote)
+			if end < 0 {
+				return list
+			}
+			v.end = v.start + end
+			i = v.end + 1
+		} else {
+			for v.end < len(b) && !isSpace(b[v.end]) && b[v.end] != '>' {
+				v.end++
+			}
+			i = v.end
+		}
+		if found {
+			list = append(list, attrValue{base + v.start, base + v.end, v.quote})
+		}
+	}
+	return list
+}
