@@ -61,7 +61,7 @@ func (s *session) bdat(ctx context.Context, arg string) {
 		return
 	}
 	d := newDataReader(s.wire, &s.srv.cfg, s.srv.limits.stressed())
-	d.chunks = &chunks{session: s, ctx: ctx, left: size, last: last}
+	d.chunks = &chunks{session: s, ctx: ctx, left: size, last: last, binary: s.tx != nil && s.tx.mail.binary}
 	var err *mail.Error
 	switch {
 	case s.tx == nil:
@@ -90,6 +90,7 @@ type chunks struct {
 	last    bool
 	size    int64 // of the current chunk, as far as it was read
 	cr      bool  // the last octet was a CR
+	binary  bool  // BINARYMIME: any octets; the door knows where
 	pending command
 }
 
@@ -117,11 +118,13 @@ func (c *chunks) step(d *dataReader) []byte {
 	d.wire.r += len(b)
 	c.left -= int64(len(b))
 	c.size += int64(len(b))
-	c.check(&d.frame, b)
+	if !c.binary {
+		c.check(&d.frame, b)
+	}
 	return b
 }
 
-// check holds a chunk to lines that end in CRLF: relayd does not offer BINARYMIME (docs/decisions/0015).
+// check holds a chunk to lines that end in CRLF.
 func (c *chunks) check(f *framer, b []byte) {
 	if f.bad != nil || len(b) == 0 {
 		return

@@ -33,6 +33,7 @@ func (f *fixture) envelope(t testing.TB, i int) *client {
 func TestA12_Chunking(t *testing.T) {
 	t.Parallel()
 	const envelope = "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n"
+	const binaryEnvelope = "MAIL FROM:<a@example.com> BODY=binarymime\r\nRCPT TO:<b@example.net>\r\n"
 	tests := []struct {
 		name   string
 		send   string
@@ -62,7 +63,10 @@ func TestA12_Chunking(t *testing.T) {
 		{"word_that_is_not_LAST", envelope + "BDAT 6 LATE\r\nNOOP\r\n", []string{"250", "250", "501 5.5.4"}, nil, true},
 		{"size_beyond_all", envelope + "BDAT 999999999999 LAST\r\nNOOP\r\n", []string{"250", "250", "552 5.3.4"}, nil, true},
 		{"malformed_in_the_middle", envelope + bdat("x\r\n", false) + "BDAT LAST\r\nNOOP\r\n", []string{"250", "250", "250", "501 5.5.4"}, nil, true},
-		{"binarymime_is_refused", "MAIL FROM:<a@example.com> BODY=BINARYMIME\r\n", []string{"501 5.5.4"}, nil, false},
+		{"binarymime_takes_any_octets", binaryEnvelope + bdat("a\x00\r", false) + bdat("b\n\r\n.\r\n\r", true), []string{"250", "250", "250 2.0.0 3 octets", "250 2.0.0 Ok: queued"}, []string{"a\x00\rb\n\r\n.\r\n\r"}, false},
+		{"binarymime_needs_BDAT", binaryEnvelope + "DATA\r\n" + bdat("x\n", true), []string{"250", "250", "503 5.5.1 A message with BODY=BINARYMIME comes with BDAT", "250 2.0.0 Ok: queued"}, []string{"x\n"}, false},
+		{"binarymime_is_of_one_message", binaryEnvelope + bdat("x\n", true) + envelope + bdat("x\n", true), []string{"250", "250", "250 2.0.0 Ok", "250", "250", "554 5.6.0"}, []string{"x\n"}, false},
+		{"binarymime_of_too_many_octets", binaryEnvelope + bdat(strings.Repeat("\n", 5001), true), []string{"250", "250", "552 5.3.4"}, nil, false},
 		{"too_large", envelope + bdat(strings.Repeat("0123456789\r\n", 500), true), []string{"250", "250", "552 5.3.4"}, nil, false},
 		{"too_large_in_chunks", envelope + bdat(strings.Repeat("0123456789\r\n", 300), false) + bdat(strings.Repeat("0123456789\r\n", 300), true), []string{"250", "250", "250", "552 5.3.4"}, nil, false},
 	}

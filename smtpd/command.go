@@ -93,6 +93,7 @@ type mailArgs struct {
 	envID      string    // as given, xtext
 	retHeaders bool
 	utf8       bool          // SMTPUTF8
+	binary     bool          // BODY=BINARYMIME
 	requireTLS bool          // REQUIRETLS
 	holdFor    time.Duration // HOLDFOR, 0 for none
 	holdUntil  time.Time     // HOLDUNTIL, zero for none
@@ -147,9 +148,13 @@ func (m *mailArgs) param(key, value string) *mail.Error {
 			n = 1<<63 - 1
 		}
 		m.size = int64(n) //nolint:gosec // 63 bits
-	case "BODY": // RFC 6152
-		if !strings.EqualFold(value, "7BIT") && !strings.EqualFold(value, "8BITMIME") {
-			return refuse(501, 5, 4, "BODY is neither 7BIT nor 8BITMIME")
+	case "BODY": // RFC 6152, RFC 3030 section 3
+		switch strings.ToUpper(value) {
+		case "7BIT", "8BITMIME":
+		case "BINARYMIME":
+			m.binary = true
+		default:
+			return refuse(501, 5, 4, "BODY is neither 7BIT nor 8BITMIME nor BINARYMIME")
 		}
 	case "RET": // RFC 3461 section 4.3
 		switch strings.ToUpper(value) {

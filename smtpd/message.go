@@ -23,6 +23,9 @@ func (s *session) data(ctx context.Context, arg string) {
 	case len(s.tx.rcpts) == 0:
 		s.refuse(refuse(554, 5, 1, "No valid recipients"))
 		return
+	case s.tx.mail.binary: // RFC 3030 section 3
+		s.refuse(refuse(503, 5, 1, "A message with BODY=BINARYMIME comes with BDAT"))
+		return
 	}
 	if s.outOfSync() {
 		return
@@ -72,6 +75,7 @@ func (s *session) submission(tx *transaction, body io.Reader) *intake.Submission
 		RetHeaders:  tx.mail.retHeaders,
 		UTF8:        tx.mail.utf8,
 		RequireTLS:  tx.mail.requireTLS,
+		Binary:      tx.mail.binary,
 		SendAt:      tx.mail.holdUntil,
 		Trace:       intake.Trace{Helo: s.helo, ClientIP: s.ip.String(), With: "SMTP", TLS: s.tls, At: s.srv.deps.Now()},
 		Body:        body,

@@ -25,7 +25,7 @@ func TestEHLOOffersWhatIsAllowed(t *testing.T) {
 		return "250-relay.example.com\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n" + before + release +
 			"250-LIMITS MAILMAX=100000 RCPTMAX=1000\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 DSN\r\n"
 	}
-	const release = "250-FUTURERELEASE 2592000 2026-12-20T12:00:00Z\r\n"
+	const release = "250-BINARYMIME\r\n250-FUTURERELEASE 2592000 2026-12-20T12:00:00Z\r\n"
 	for listener, want := range map[int]string{
 		plain:    offers("250-AUTH PLAIN LOGIN SCRAM-SHA-256\r\n", release),
 		starttls: offers("250-STARTTLS\r\n", release),

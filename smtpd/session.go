@@ -193,7 +193,7 @@ func (s *session) hello(c command) {
 		s.wire.write("250-REQUIRETLS\r\n")
 	}
 	if s.lis.kind == Submission { // RFC 4865 section 3: seconds, and the latest time
-		s.wire.write("250-FUTURERELEASE " + strconv.Itoa(int(MaxHold/time.Second)) + " " +
+		s.wire.write("250-BINARYMIME\r\n250-FUTURERELEASE " + strconv.Itoa(int(MaxHold/time.Second)) + " " +
 			s.srv.deps.Now().Add(MaxHold).UTC().Format(time.RFC3339) + "\r\n")
 	}
 	s.wire.write("250-LIMITS MAILMAX=" + strconv.Itoa(s.srv.cfg.MaxMessagesPerSession) + // RFC 9422
@@ -295,6 +295,8 @@ func (s *session) mayAsk(m mailArgs) *mail.Error {
 		return errDataTooLong
 	case m.requireTLS && !s.mayRequireTLS():
 		return refuse(555, 5, 4, "REQUIRETLS is not offered here")
+	case m.binary && s.lis.kind != Submission:
+		return refuse(555, 5, 4, "BINARYMIME is not offered here")
 	case hold && s.lis.kind != Submission:
 		return refuse(555, 5, 4, "FUTURERELEASE is not offered here")
 	case m.holdUntil.After(s.srv.deps.Now().Add(MaxHold)):

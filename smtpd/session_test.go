@@ -32,7 +32,7 @@ func TestDialogue(t *testing.T) {
 			{"MAIL FROM:<a@example.com> SIZE=1 SIZE=1", "501 5.5.4"},
 			{"MAIL FROM:<a@example.com> SIZE=", "501 5.5.4"},
 			{"MAIL FROM:<a@example.com> SIZE=-1", "501 5.5.4"},
-			{"MAIL FROM:<a@example.com> BODY=BINARYMIME", "501 5.5.4"},
+			{"MAIL FROM:<a@example.com> BODY=BINARY", "501 5.5.4"},
 			{"MAIL FROM:<a@example.com> SMTPUTF8=1", "501 5.5.4"},
 			{"MAIL FROM:<ä@example.com>", "553 5.6.7"},
 			{`MAIL FROM:<\xff@example.com> SMTPUTF8`, "500 5.5.2"},

@@ -85,6 +85,38 @@ func (b *BodyWriter) writeAhead() error {
 // Size is the number of octets written.
 func (b *BodyWriter) Size() int64 { return b.size }
 
+// WriteTo writes what has been written so far to w, chunk by chunk; no transaction is open while w writes. More may be
+// written afterwards.
+func (b *BodyWriter) WriteTo(w io.Writer) (size int64, err error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	var buf []byte
+	for chunk := range b.chunks {
+		err = b.store.db.View(b.ctx, func(tx kv.Tx) error {
+			v, err := tx.Get(tableBody, bodyKey(b.id, chunk))
+			buf = append(buf[:0], v...)
+			return err
+		})
+		if err == nil && len(buf) == 0 {
+			err = ErrCorrupt
+		}
+		if err != nil {
+			return size, fmt.Errorf("read body %s: chunk %d: %w", b.id, chunk, err)
+		}
+		n, err := w.Write(buf[1:])
+		size += int64(n)
+		if err != nil {
+			return size, err
+		}
+	}
+	if len(b.buf) > 1 {
+		n, err := w.Write(b.buf[1:])
+		return size + int64(n), err
+	}
+	return size, nil
+}
+
 // last returns the final chunk record, as it goes into the message's own transaction.
 func (b *BodyWriter) last() []byte {
 	if len(b.buf) == 0 {

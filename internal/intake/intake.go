@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -92,9 +93,7 @@ func (in *Intake) Accept(ctx context.Context, s *Submission) (mail.QueueID, erro
 	if err != nil {
 		return mail.QueueID{}, err
 	}
-	body := in.deps.Spool.NewBody(ctx, t.id)
-	if err := t.store(ctx, body); err != nil {
-		body.Abort()
+	if err := t.store(ctx); err != nil {
 		t.release()
 		if was, ok := errors.AsType[errRepeated](err); ok {
 			return was.id, nil
@@ -104,11 +103,14 @@ func (in *Intake) Accept(ctx context.Context, s *Submission) (mail.QueueID, erro
 	return t.id, nil
 }
 
-func (t *taking) store(ctx context.Context, body *spool.BodyWriter) error {
-	m, err := t.read(body)
+func (t *taking) store(ctx context.Context) error {
+	t.newBody = func() bodyWriter { return t.in.deps.Spool.NewBody(ctx, t.id) }
+	defer func() { t.body.Abort() }() // after Commit it does nothing
+	m, err := t.read()
 	if err != nil {
 		return err
 	}
+	body, _ := t.body.(*spool.BodyWriter)
 	envs := t.envelopes()
 	done, err := t.suppress(ctx, envs)
 	if err != nil {
@@ -142,8 +144,8 @@ func (in *Intake) Prepare(_ context.Context, s *Submission) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	var body memoryBody
-	m, err := t.read(&body)
+	t.newBody = func() bodyWriter { return &memoryBody{b: []byte{}} }
+	m, err := t.read()
 	if err == nil && t.key != "" {
 		err = refuse(554, 6, 0, "X-Relay-Idempotency-Key is for SMTP: give the key with the request")
 	}
@@ -151,7 +153,11 @@ func (in *Intake) Prepare(_ context.Context, s *Submission) (*Prepared, error) {
 		t.release()
 		return nil, err
 	}
-	return &Prepared{ID: t.id, in: in, taking: t, message: m, body: body}, nil
+	p := &Prepared{ID: t.id, in: in, taking: t, message: m}
+	if b, ok := t.body.(*memoryBody); ok {
+		p.body = b.b
+	}
+	return p, nil
 }
 
 // PutTx stores the message in tx. It may run more than once.
@@ -176,14 +182,24 @@ func (p *Prepared) Drop() { p.taking.release() }
 func (p *Prepared) Added() { p.in.deps.Spool.Added(p.envs, p.done) }
 
 // memoryBody is a body of at most maxPrepared octets.
-type memoryBody []byte
+type memoryBody struct{ b []byte }
+
+var errNoRoom = fmt.Errorf("prepare message: body of more than %d octets", maxPrepared)
 
 func (b *memoryBody) Write(p []byte) (int, error) {
-	if len(*b)+len(p) > maxPrepared {
-		return 0, fmt.Errorf("prepare message: body of more than %d octets", maxPrepared)
+	if len(b.b)+len(p) > maxPrepared {
+		return 0, errNoRoom
 	}
-	*b = append(*b, p...)
+	b.b = append(b.b, p...)
 	return len(p), nil
 }
 
-func (b *memoryBody) Size() int64 { return int64(len(*b)) }
+func (b *memoryBody) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(b.b)
+	return int64(n), err
+}
+
+func (b *memoryBody) Size() int64 { return int64(len(b.b)) }
+
+// Abort does nothing: memory goes by itself.
+func (b *memoryBody) Abort() {}

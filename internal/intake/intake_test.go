@@ -173,8 +173,9 @@ func TestAcceptIsTheSameInAnyPieces(t *testing.T) {
 		id, err := f.Accept(t.Context(), s)
 		require.NoError(t, err)
 		m, text := f.stored(t, id)
-		require.True(t, m.EightBit)
-		require.True(t, strings.HasSuffix(text, "\r\n\r\n"+strings.Repeat("H", 998)+"\r\n\r\n\x80 \t\r\n\r\n.dot\r\n"))
+		require.False(t, m.EightBit)
+		require.Contains(t, text, "Content-Transfer-Encoding: quoted-printable\r\nMIME-Version: 1.0\r\n")
+		require.True(t, strings.HasSuffix(text, "HHH=\r\n"+strings.Repeat("H", 998%75)+"\r\n\r\n=80 =09\r\n\r\n.dot\r\n"), text)
 		for _, r := range f.verify(t, text) {
 			require.Equal(t, "pass", r.Result)
 		}

@@ -17,10 +17,12 @@ import (
 	"relayd/spool"
 )
 
-// bodyWriter is where a body goes: spool.BodyWriter, or memory.
+// bodyWriter is where a body goes: spool.BodyWriter, or memory. WriteTo gives out what it has so far, Abort forgets it.
 type bodyWriter interface {
 	io.Writer
+	io.WriterTo
 	Size() int64
+	Abort()
 }
 
 // taking is one message on its way through the door. As an io.Writer it takes the message in blocks: the header is
@@ -38,19 +40,21 @@ type taking struct {
 	controls
 	quota Reservation // nil for our own mail
 
-	lines  lineChecker
-	raw    []byte // header section as it came, until its end
-	header *header
-	body   bodyWriter
-	hash   *dkim.BodyHasher
-	sum    [32]byte // of the body
-	bits   eightBits
+	binary  bool // BINARYMIME: the body is not yet held to lines
+	lines   lineChecker
+	raw     []byte // header section as it came, until its end
+	header  *header
+	body    bodyWriter
+	newBody func() bodyWriter // empty, for the message's queue ID
+	hash    *dkim.BodyHasher
+	sum     [32]byte // of the body
+	bits    eightBits
 }
 
 // begin checks what can be checked before the message is read.
 func (in *Intake) begin(s *Submission) (*taking, error) {
 	now := in.deps.Now()
-	t := &taking{in: in, sub: s, id: mail.NewQueueID(now), now: now, account: s.Account, stream: s.Stream}
+	t := &taking{in: in, sub: s, id: mail.NewQueueID(now), now: now, account: s.Account, stream: s.Stream, binary: s.Binary}
 	t.tags, t.sendAt = slices.Clone(s.Tags), s.SendAt
 	if t.account == "" {
 		t.account = "default"
@@ -115,9 +119,10 @@ func isStream(s string) bool {
 	return s != "" && len(s) <= 64
 }
 
-// read takes the whole message and returns its record, signed.
-func (t *taking) read(body bodyWriter) (*spool.Message, error) {
-	t.body, t.hash = body, dkim.NewBodyHasher()
+// read takes the whole message and returns its record, signed. The body is then in t.body, which is the caller's to
+// abort.
+func (t *taking) read() (*spool.Message, error) {
+	t.body, t.hash = t.newBody(), dkim.NewBodyHasher()
 	if _, err := io.Copy(t, t.sub.Body); err != nil {
 		if _, ok := errors.AsType[*mail.Error](err); ok {
 			return nil, err
@@ -126,6 +131,11 @@ func (t *taking) read(body bodyWriter) (*spool.Message, error) {
 	}
 	if err := t.finish(); err != nil {
 		return nil, err
+	}
+	if bool(t.bits) || t.binary {
+		if err := t.clean(); err != nil {
+			return nil, fmt.Errorf("make message %s 7-bit: %w", t.id, err)
+		}
 	}
 	t.sum = t.hash.Sum()
 	if err := t.header.sign(t.sum); err != nil {
@@ -136,8 +146,10 @@ func (t *taking) read(body bodyWriter) (*spool.Message, error) {
 
 // Write takes the next block of the message.
 func (t *taking) Write(p []byte) (int, error) {
-	if err := t.lines.check(p); err != nil {
-		return 0, err
+	if !t.binary {
+		if err := t.lines.check(p); err != nil {
+			return 0, err
+		}
 	}
 	rest := p
 	if t.header == nil {
@@ -167,6 +179,11 @@ func (t *taking) gather(p []byte) (rest []byte, err error) {
 	}
 	rest = t.raw[end+2:]
 	t.raw = t.raw[:end]
+	if t.binary {
+		if err := t.checkBinaryHeader(); err != nil {
+			return nil, err
+		}
+	}
 	t.header, err = t.newHeader(t.raw)
 	return rest, err
 }
@@ -192,6 +209,11 @@ func (t *taking) finish() (err error) {
 		return err
 	}
 	if t.header == nil {
+		if t.binary {
+			if err = t.checkBinaryHeader(); err != nil {
+				return err
+			}
+		}
 		t.header, err = t.newHeader(t.raw)
 	}
 	return err

@@ -21,12 +21,13 @@ type Submission struct {
 	RetHeaders  bool      // RET=HDRS
 	UTF8        bool      // SMTPUTF8: addresses and header fields may hold UTF-8 (RFC 6531)
 	RequireTLS  bool      // REQUIRETLS (RFC 8689)
+	Binary      bool      // BODY=BINARYMIME (RFC 3030): parts that say so may hold any octets.
 	SendAt      time.Time // no attempt before; zero: now. A later X-Relay-Send-At wins
 	ExpiresAt   time.Time // no attempt after; zero: MaxAge after acceptance or SendAt. X-Relay-TTL wins
 	Tags        []string  // as X-Relay-Tags, which adds to them
 	Trace       Trace
 	Internal    bool // our own DSN: no sender check; signed with the key of the From domain or, failing that, of the hostname
-	// Body is the whole message, header first, CRLF line ends only, dots unstuffed. Accept reads it to the end or
+	// Body is the whole message, header first, CRLF line ends only (but in binary parts), dots unstuffed. Accept reads it to the end or
 	// returns early with an error; the caller drains what is left.
 	Body io.Reader
 }
