@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"mime/quotedprintable"
 	"net"
 	"net/mail"
 	"os"
@@ -109,7 +110,8 @@ func TestSubmissionByOtherPeoplesClients(t *testing.T) {
 				require.NotEmpty(t, m.Header.Get("Date"))
 				require.NotEmpty(t, m.Header.Get("Message-Id"))
 				require.Len(t, m.Header["Dkim-Signature"], 2)
-				body, err := io.ReadAll(m.Body)
+				require.Equal(t, "quoted-printable", m.Header.Get("Content-Transfer-Encoding"))
+				body, err := io.ReadAll(quotedprintable.NewReader(m.Body))
 				require.NoError(t, err)
 				require.Contains(t, string(body), "안녕하세요\r\n.leading dot\r\n\r\ntrailing blanks")
 				require.Equal(t, 2, r.verify(d.Data), "both signatures verify")

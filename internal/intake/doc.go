@@ -8,8 +8,9 @@
 //  3. header checks From and Sender against the domains of who submits, removes Bcc, Return-Path, X-Relay-* and
 //     signatures of our own domains, adds Received and, where missing, Date and Message-ID.
 //  4. The body goes to the body hash and, chunk by chunk, to the spool, as it comes.
-//  5. header.sign puts a DKIM signature of every active key before the section. A domain without a key refuses the
+//  5. A body with octets above 127 is made 7-bit: taking.clean reads it again from where it was stored.
+//  6. header.sign puts a DKIM signature of every active key before the section. A domain without a key refuses the
 //     message; only one whose sign is "none" leaves unsigned.
-//  6. envelopes makes one for each recipient; those who are suppressed settle at once.
-//  7. spool.Store.Commit makes all of it durable. Only then Accept returns.
+//  7. envelopes makes one for each recipient; those who are suppressed settle at once.
+//  8. spool.Store.Commit makes all of it durable. Only then Accept returns.
 package intake
