@@ -337,7 +337,7 @@ func (s *Server) checkRoute(c caller, in *api.QueueAction) error {
 	case in.Route == defaultRoute:
 		return nil
 	case s.deps.Waits == nil || !slices.Contains(s.deps.Waits.Routes(), in.Route):
-		return invalid("/route", api.CodeInvalidParameter, "route must be default or the name of a smarthost.")
+		return invalid("/route", api.CodeInvalidParameter, "route must be default, mx or the name of a smarthost.")
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ type engine struct {
 	retrier  *retrier
 	metrics  *metrics
 	now      func() time.Time
+	// classifier gives the rules of the day.
+	classifier func() *Classifier
 	// returnPath is that of a campaign's envelope; nil: the message's own.
 	returnPath func(m *spool.Message, e *spool.Envelope) mail.Path
 	tries      int // rounds over the hosts
@@ -299,7 +301,7 @@ func reached(answers []Answer) bool {
 
 // answer turns the reply for one recipient into its result.
 func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer, taken int) {
-	v := Classify(ans.Reply, ans.Phase)
+	v := a.classifier().Classify(ans.Reply, ans.Phase)
 	if v.Action == ActionSuspend && ans.Reply.Permanent() && a.route.smart == nil {
 		v.Action = ActionRetry // an MX that wants AUTH will not want it less after a pause
 	}
@@ -308,6 +310,7 @@ func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer,
 	switch {
 	case v.Action == ActionDeliver:
 		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Delivered, Presented: true, Reply: ans.Reply}, s.Name())
+		rep.done[len(rep.done)-1].relayed = !s.ext.dsn
 	case v.Action == ActionBounce:
 		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Bounced, Presented: true, Reply: ans.Reply, Suppress: v.Suppress}, s.Name())
 	case v.Action == ActionSuspend:
@@ -337,7 +340,7 @@ func (a *Attempt) finish(rep *Report, e *spool.Envelope, res spool.Result, host 
 	if host != "" {
 		res.Host, res.TLS = host, a.tls
 	}
-	rep.done = append(rep.done, settlement{a.bundle.message, e, res})
+	rep.done = append(rep.done, settlement{message: a.bundle.message, envelope: e, result: res})
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -60,4 +60,5 @@ type settlement struct {
 	message  *spool.Message
 	envelope *spool.Envelope
 	result   spool.Result
+	relayed  bool // delivered to a host that tells nobody of deliveries
 }

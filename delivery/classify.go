@@ -3,6 +3,7 @@ package delivery
 import (
 	_ "embed"
 	"fmt"
+	"maps"
 	"regexp"
 	"strconv"
 	"strings"
@@ -56,15 +57,41 @@ type Verdict struct {
 	Suppress bool   `json:"suppress"` // the mailbox does not exist: never send to it again
 }
 
+// Classifier tells what replies mean: by the rules of rules.txt, after local ones if there are any.
+type Classifier struct{ rules *rules }
+
+// NewClassifier reads local rules, in the form of rules.txt: "" for none. They are asked before the built-in ones of
+// their kind; a class may be given another blame or other actions, or be new.
+func NewClassifier(local string) (*Classifier, error) {
+	if local == "" {
+		return &Classifier{loadRules()}, nil
+	}
+	if len(local) > maxLocalRules {
+		return nil, fmt.Errorf("read rules: %d octets, and at most %d are taken", len(local), maxLocalRules)
+	}
+	r, err := loadRules().extended(local)
+	if err != nil {
+		return nil, err
+	}
+	return &Classifier{r}, nil
+}
+
+// maxLocalRules bounds a file of local rules, in octets.
+const maxLocalRules = 1 << 20
+
+// Classify is Classifier.Classify with the built-in rules.
+func Classify(reply mail.Reply, phase Phase) Verdict {
+	return (&Classifier{loadRules()}).Classify(reply, phase)
+}
+
 // Classify tells what a reply means: the enhanced status code first (RFC 3463), then the text. A 5yz is never retried
 // but where the fault is ours; a 4yz never bounces. In PhaseConnect, and for 421 anywhere, a temporary reply is about
 // the site and not about an envelope.
-func Classify(reply mail.Reply, phase Phase) Verdict {
+func (k *Classifier) Classify(reply mail.Reply, phase Phase) Verdict {
 	if reply.Positive() {
 		return Verdict{Class: "accepted", Blame: BlameNone, Action: ActionDeliver}
 	}
-	rules := loadRules()
-	c := rules.classes[rules.class(reply)]
+	c := k.rules.classes[k.rules.class(reply)]
 	v := Verdict{Class: c.name, Blame: c.blame, Action: c.on4}
 	if reply.Permanent() {
 		v.Action, v.Suppress = c.on5, c.suppress
@@ -98,6 +125,18 @@ type rules struct {
 	statuses []statusRule
 	text     []textRule
 	codes    map[int]string
+}
+
+// extended returns the rules with local ones before them.
+func (r *rules) extended(local string) (*rules, error) {
+	mine := &rules{classes: maps.Clone(r.classes), codes: maps.Clone(r.codes)}
+	if err := mine.read(local); err != nil {
+		return nil, err
+	}
+	mine.sure = append(mine.sure, r.sure...)
+	mine.statuses = append(mine.statuses, r.statuses...)
+	mine.text = append(mine.text, r.text...)
+	return mine, nil
 }
 
 type class struct {
@@ -145,6 +184,10 @@ func (r *rules) class(reply mail.Reply) string {
 
 func parseRules(text string) (*rules, error) {
 	r := &rules{classes: map[string]class{}, codes: map[int]string{}}
+	return r, r.read(text)
+}
+
+func (r *rules) read(text string) error {
 	for n, line := range strings.Split(text, "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
@@ -153,23 +196,29 @@ func parseRules(text string) (*rules, error) {
 		kind, rest, _ := strings.Cut(line, " ")
 		name, rest, _ := strings.Cut(strings.TrimSpace(rest), " ")
 		if err := r.add(kind, name, strings.TrimSpace(rest)); err != nil {
-			return nil, fmt.Errorf("read rules, line %d: %w", n+1, err)
+			return fmt.Errorf("line %d: %w", n+1, err)
 		}
 	}
-	return r, nil
+	return nil
 }
 
 func (r *rules) add(kind, name, rest string) error {
+	if !isClassName(name) {
+		return fmt.Errorf("%q is not the name of a class: 1 to 40 lower-case letters, digits and '_'", mail.CleanText(name, 60))
+	}
 	if _, known := r.classes[name]; !known && kind != "class" {
-		return fmt.Errorf("unknown class %q", name)
+		return fmt.Errorf("unknown class %q; a line \"class %s …\" makes one", name, name)
+	}
+	if rest == "" {
+		return fmt.Errorf("%q ends after the name of the class", kind)
 	}
 	switch kind {
 	case "class":
-		f := strings.Fields(rest)
-		if len(f) != 4 {
-			return fmt.Errorf("class %q has %d columns", name, len(f))
+		c, err := parseClass(name, strings.Fields(rest))
+		if err != nil {
+			return err
 		}
-		r.classes[name] = class{name, Blame(f[0]), Action(f[1]), Action(f[2]), f[3] == "yes"}
+		r.classes[name] = c
 	case "sure", "text":
 		p, err := regexp.Compile("(?i)" + rest)
 		if err != nil {
@@ -191,15 +240,52 @@ func (r *rules) add(kind, name, rest string) error {
 	case "code":
 		for f := range strings.FieldsSeq(rest) {
 			code, err := strconv.Atoi(f)
-			if err != nil {
-				return err
+			if err != nil || code < 400 || code > 599 {
+				return fmt.Errorf("%q is not a reply code of 400 to 599", mail.CleanText(f, 20))
 			}
 			r.codes[code] = name
 		}
 	default:
-		return fmt.Errorf("unknown rule %q", kind)
+		return fmt.Errorf("%q is none of class, sure, status, text, code", mail.CleanText(kind, 20))
 	}
 	return nil
+}
+
+// parseClass reads the columns of a class.
+func parseClass(name string, f []string) (class, error) {
+	if len(f) != 4 {
+		return class{}, fmt.Errorf("class %s has %d columns behind its name, and should have 4: BLAME ON4 ON5 SUPPRESS", name, len(f))
+	}
+	switch Blame(f[0]) {
+	case BlameNone, BlameRecipient, BlameSender, BlameSource, BlameContent, BlameDestination, BlameUs:
+	default:
+		return class{}, fmt.Errorf("class %s: blame %q is none of none, recipient, sender, source, content, destination, us", name, f[0])
+	}
+	for _, a := range f[1:3] {
+		switch Action(a) {
+		case ActionRetry, ActionBounce, ActionSuspend:
+		case ActionDeliver:
+			return class{}, fmt.Errorf("class %s: a refusal cannot mean deliver", name)
+		default:
+			return class{}, fmt.Errorf("class %s: action %q is none of retry, bounce, suspend", name, a)
+		}
+	}
+	if Action(f[1]) == ActionBounce {
+		return class{}, fmt.Errorf("class %s: a temporary refusal never bounces", name)
+	}
+	if f[3] != "yes" && f[3] != "no" {
+		return class{}, fmt.Errorf("class %s: suppress %q is neither yes nor no", name, f[3])
+	}
+	return class{name, Blame(f[0]), Action(f[1]), Action(f[2]), f[3] == "yes"}, nil
+}
+
+func isClassName(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 40
 }
 
 // parseStatusRule reads "7.28" or "7.500-7.599".

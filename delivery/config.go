@@ -11,11 +11,18 @@ import (
 	"relayd/spool"
 )
 
-// Config of delivery. Nothing of it is reloaded while the scheduler runs.
+// Config of delivery. Reload replaces what is marked "Reloaded"; the rest holds until relayd starts again.
 type Config struct {
-	// Route is "mx" (look up the recipient's domain) or the name of a smarthost. Default "mx".
+	// Route is "mx" (look up the recipient's domain) or the name of a smarthost. Default "mx". Reloaded.
 	Route string `toml:"route"`
-	// MXPort is the port of MX hosts. Default 25.
+	// Fallback is the route taken while the site of Route is suspended: "mx" or the name of a smarthost. Default "": mail
+	// waits for the site. Reloaded.
+	Fallback string `toml:"fallback"`
+	// Rules choose another route, source or level of TLS for some mail. Reloaded.
+	Rules []Rule `toml:"rule"`
+	// Sources are the addresses that rules may send from. Reloaded.
+	Sources []Source `toml:"source"`
+	// MXPort is the port of MX hosts. Default 25. Reloaded.
 	MXPort int `toml:"mx_port"`
 	// AllowPrivateMX lets an MX host stand on a loopback, private or link-local address. Only for tests. Default false.
 	AllowPrivateMX bool `toml:"allow_private_mx"`
@@ -28,6 +35,8 @@ type Config struct {
 	MaxMessagesPerConnection int `toml:"max_messages_per_connection"`
 	// MaxRecipients bounds the recipients of one transaction, 1 to 100 (RFC 5321 section 4.5.3.1.8). Default 100.
 	MaxRecipients int `toml:"max_recipients_per_transaction"`
+	// Chunking sends messages with BDAT instead of DATA to hosts that offer CHUNKING (RFC 3030). Default false. Reloaded.
+	Chunking bool `toml:"chunking"`
 	// IdleTimeout is how long an open connection waits for more mail. Default 5s.
 	IdleTimeout time.Duration `toml:"idle_timeout"`
 	// ConnectTimeout bounds one TCP connect, 60s at most. Default 30s.
@@ -41,14 +50,21 @@ type Config struct {
 	SuspendMax   time.Duration `toml:"suspend_max"`
 	// Grace is how long attempts may finish when relayd stops. Default 30s.
 	Grace time.Duration `toml:"grace"`
-	// Retry is the default policy.
+	// DelayNotice tells a sender once that a message is still on its way, when an attempt fails that long after its
+	// acceptance: mail without NOTIFY, or with NOTIFY=DELAY. Default 0: never. Reloaded.
+	DelayNotice time.Duration `toml:"delay_notice"`
+	// ReplyRulesFile holds rules that are asked before those of rules.txt, in the same form. Default "": none. Reloaded.
+	ReplyRulesFile string `toml:"reply_rules_file"`
+	// Retry is the default policy. Reloaded.
 	Retry Retry `toml:"retry"`
-	// Smarthosts are the upstream relays that Route may name.
+	// Smarthosts are the upstream relays that Route may name. Reloaded.
 	Smarthosts []Smarthost `toml:"smarthost"`
 
 	// Policies are the named policies, [retry.<name>]. One that is named like a stream, or else like a class
-	// (urgent, transactional, bulk), holds for its messages.
+	// (urgent, transactional, bulk), holds for its messages. Reloaded.
 	Policies map[string]Retry `toml:"-"`
+	// ReplyRules is what ReplyRulesFile holds, put here by whoever reads the file.
+	ReplyRules string `toml:"-"`
 	// Timeouts bound each wait of a session.
 	Timeouts Timeouts `toml:"-"`
 	// Now is the clock; nil: time.Now.
@@ -113,9 +129,6 @@ func DefaultConfig() Config {
 	}
 }
 
-// RouteMX is the Route that looks up the recipient's domain.
-const RouteMX = "mx"
-
 // Validate returns every fault of the configuration, joined. Names of keys are those of the section [delivery].
 func (c Config) Validate() error {
 	var errs []error
@@ -145,17 +158,41 @@ func (c Config) Validate() error {
 	for name, r := range c.Policies {
 		errs = append(errs, r.validate("retry."+name))
 	}
-	names := map[string]bool{RouteMX: true}
+	names := map[string]bool{RouteMX: true, RouteDiscard: true, "default": true}
 	for i, h := range c.Smarthosts {
 		key := fmt.Sprintf("delivery.smarthost[%d]", i)
-		if h.Name == "" || names[h.Name] {
-			add("%s.name: %q is empty, used twice or %q", key, h.Name, RouteMX)
+		switch {
+		case !isRouteName(h.Name):
+			add("%s.name: %q is not 1 to 64 letters, digits, '-' and '_'", key, mail.CleanText(h.Name, 80))
+		case names[h.Name]:
+			add("%s.name: %q is used twice, or one of mx, discard, default", key, h.Name)
 		}
 		names[h.Name] = true
 		errs = append(errs, h.validate(key))
 	}
+	delete(names, RouteDiscard)
+	delete(names, "default")
 	if !names[c.Route] {
 		add("delivery.route: %q is neither %q nor the name of a smarthost", c.Route, RouteMX)
+	}
+	checkFallback(c.Route, c.Fallback, names, func(key, format string, args ...any) {
+		add("delivery."+key+": "+format, args...)
+	})
+	called := map[string]bool{}
+	for i := range c.Sources {
+		key := fmt.Sprintf("delivery.source[%d]", i)
+		if called[c.Sources[i].Name] {
+			add("%s.name: %q is used twice", key, c.Sources[i].Name)
+		}
+		called[c.Sources[i].Name] = true
+		errs = append(errs, c.Sources[i].validate(key))
+	}
+	c.validateRules(add, names)
+	if c.DelayNotice != 0 {
+		lasting("delay_notice", c.DelayNotice, time.Minute, 30*24*time.Hour)
+	}
+	if _, err := NewClassifier(c.ReplyRules); err != nil {
+		add("delivery.reply_rules_file: %w", err)
 	}
 	return errors.Join(errs...)
 }

@@ -45,7 +45,7 @@ func (a *Attempt) connect(ctx context.Context, rep *Report, envs []*spool.Envelo
 	switch {
 	case f.kind == faultAuth:
 		p.cause = causeAuth
-	case f.kind == faultReply && a.route.smart == nil && Classify(f.reply, PhaseConnect).Action == ActionBounce:
+	case f.kind == faultReply && a.route.smart == nil && a.classifier().Classify(f.reply, PhaseConnect).Action == ActionBounce:
 		for _, e := range envs {
 			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Bounced, Presented: true, Reply: f.reply}, host)
 		}
@@ -55,6 +55,9 @@ func (a *Attempt) connect(ctx context.Context, rep *Report, envs []*spool.Envelo
 	}
 	if p.reply.IsZero() {
 		p.reply = mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 1}, Text: "No host answered: " + publicError(err)}
+		if f.kind == faultTLS { // RFC 3463 section 3.8: X.7.5 is about the cryptography
+			p.reply.Status, p.reply.Text = mail.Status{Class: 4, Subject: 7, Detail: 5}, "No host offered the TLS that is required"
+		}
 	}
 	rep.again, rep.suspend = envs, p
 	return false
@@ -79,7 +82,7 @@ func (a *Attempt) open(ctx context.Context) (*Session, *route, error) {
 				return nil, nil, &fault{kind: faultLocal, err: err}
 			}
 		}
-		targets, refused, err := a.book.targets(ctx, a.route)
+		targets, refused, err := a.book.targets(ctx, a.route, orderOf(a.bundle.message, a.bundle.envs[0].Attempts))
 		switch {
 		case refused != nil:
 			return nil, refused, nil

@@ -27,8 +27,8 @@
 // minutes and then 4 hours, ±10 %, until ExpiresAt. Only a transaction in which an envelope was presented, and not
 // answered with a wish for less mail, counts as an attempt. A site that cannot be reached or that throttles (421,
 // 4.7.x of that kind) pauses, 30 s at first, doubling up to 30 minutes; what waits for it loses nothing but time. An
-// envelope that was never tried gets its attempt however late it is. One that was tried and became overdue while nobody
-// looked (a long downtime, a clock that jumped) expires without another.
+// envelope that became overdue while nobody looked (a long downtime, a clock that jumped) gets one more try however late
+// it is, and expires when that fails.
 //
 // # Promises
 //

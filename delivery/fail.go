@@ -21,8 +21,8 @@ func (o operatorNotices) Count(failed []spool.Settled) int {
 	}
 	told := map[mail.QueueID]bool{}
 	for i := range failed {
-		d := settlement{failed[i].Message, failed[i].Envelope, failed[i].Result}
-		if o.notifier.judge(&d) == noticeSend {
+		d := settlement{message: failed[i].Message, envelope: failed[i].Envelope, result: failed[i].Result}
+		if _, v := o.notifier.judge(&d); v == noticeSend {
 			told[d.message.ID] = true
 		}
 	}
@@ -33,7 +33,7 @@ func (o operatorNotices) Count(failed []spool.Settled) int {
 func (o operatorNotices) Prepare(ctx context.Context, failed []spool.Settled) (spool.Notice, error) {
 	done := make([]settlement, len(failed))
 	for i := range failed {
-		done[i] = settlement{failed[i].Message, failed[i].Envelope, failed[i].Result}
+		done[i] = settlement{message: failed[i].Message, envelope: failed[i].Envelope, result: failed[i].Result}
 	}
 	out := o.notifier.prepare(ctx, done)
 	drop := func() {

@@ -13,6 +13,7 @@ type hostSet struct {
 
 const (
 	brokenTLSFor = 24 * time.Hour
+	knownTLSFor  = 7 * 24 * time.Hour
 	maxHostSet   = 10_000
 )
 

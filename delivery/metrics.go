@@ -72,7 +72,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "relayd_delivery_transaction_seconds",
 			Help: "Time of one transaction, connecting included.", Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 5, 30, 120, 600},
 		}),
-		notices: vec("notices_total", "Failure notices to senders.", "result", "sent", "double_bounce", "not_wanted",
+		notices: vec("notices_total", "Notices to senders.", "result", "sent", "delayed", "relayed", "double_bounce", "not_wanted",
 			"failed"),
 		authRefused: one("auth_refused_total", "Refusals of our credentials by a smarthost."),
 		panics:      one("panics_total", "Attempts that ended in a panic."),

@@ -1,15 +1,19 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
+	"relayd/spool"
 )
 
 // addressBook turns the hosts of a route into addresses to try.
@@ -23,14 +27,29 @@ type addressBook struct {
 // deadFor is how long an address that could not be reached stands behind the others.
 const deadFor = 2 * time.Minute
 
-// targets returns the addresses of r in the order in which to try them: by preference, equals shuffled
-// (RFC 5321 section 5.1), families mixed inside a host, dead ones last. With none it returns the refusal that says why,
-// or an error that is temporary.
-func (b *addressBook) targets(ctx context.Context, r *route) ([]target, *route, error) {
+// order says where an attempt begins: seed is the message's, so that each of its attempts goes through hosts and
+// addresses in the same order, and turn is the number of the attempt, which decides the family that comes first. The
+// second try of a family so begins at the address of the first, where a greylist knows us.
+type order struct {
+	seed uint64
+	turn int
+}
+
+func orderOf(m *spool.Message, attempts int) order {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(m.ID.String()))
+	return order{h.Sum64(), attempts}
+}
+
+// targets returns the addresses of r in the order in which to try them: by preference, equals in an order that differs
+// between messages (RFC 5321 section 5.1), families mixed inside a host, dead ones last. With none it returns the refusal
+// that says why, or an error that is temporary.
+func (b *addressBook) targets(ctx context.Context, r *route, o order) ([]target, *route, error) {
 	var alive, dead []target
 	var temporary error
-	private := false
-	for _, h := range shuffled(r.hosts) {
+	private, unreached := false, false
+	random := rand.New(rand.NewPCG(o.seed, 0)) //nolint:gosec // spreads load
+	for _, h := range shuffled(r.hosts, random) {
 		addrs, err := b.addresses(ctx, h)
 		switch {
 		case errors.Is(err, resolver.ErrNXDomain), errors.Is(err, resolver.ErrNoData), errors.Is(err, resolver.ErrNoMX):
@@ -39,12 +58,18 @@ func (b *addressBook) targets(ctx context.Context, r *route) ([]target, *route, 
 			temporary = fmt.Errorf("look up addresses of %s: %w", h.name, err)
 			continue
 		}
-		for _, a := range addrs {
-			if r.smart == nil && !b.private && isPrivate(a) {
+		for _, a := range mixed(addrs, o.turn, random) {
+			switch {
+			case r.smart == nil && !b.private && isPrivate(a):
 				private = true
 				continue
+			case !r.source.reaches(a):
+				unreached = true
+				continue
 			}
-			t := target{host: h.name, addr: netip.AddrPortFrom(a, r.port), smart: r.smart}
+			t := target{
+				host: h.name, addr: netip.AddrPortFrom(a, r.port), smart: r.smart, source: r.source, tls: r.tls, chunking: r.chunking,
+			}
 			if b.dead.has(a.String(), b.now()) {
 				dead = append(dead, t)
 			} else {
@@ -61,6 +86,8 @@ func (b *addressBook) targets(ctx context.Context, r *route) ([]target, *route, 
 		return all[:min(len(all), maxAddresses)], nil, nil
 	case temporary != nil:
 		return nil, nil, temporary
+	case unreached:
+		return nil, nil, fmt.Errorf("source %s has no address of the family of any host of %s", r.source.name, r.name)
 	case r.smart != nil:
 		return nil, nil, fmt.Errorf("smarthost %s has no address", r.name)
 	case private:
@@ -73,45 +100,48 @@ func (b *addressBook) addresses(ctx context.Context, h host) ([]netip.Addr, erro
 	if h.addr.IsValid() {
 		return []netip.Addr{h.addr}, nil
 	}
-	addrs, err := b.resolver.LookupIP(ctx, h.name)
-	if err != nil {
-		return nil, err
-	}
-	return mixed(addrs), nil
+	return b.resolver.LookupIP(ctx, h.name)
 }
 
-// mixed alternates the families, IPv6 first, so that one that does not work costs one connect at most before the other.
-func mixed(addrs []netip.Addr) []netip.Addr {
-	var v4, v6 []netip.Addr
+// mixed alternates the families, so that one that does not work costs one connect at most before the other: IPv6 first
+// in even turns, IPv4 in odd ones. The addresses of a family are shuffled.
+func mixed(addrs []netip.Addr, turn int, random *rand.Rand) []netip.Addr {
+	var families [2][]netip.Addr
 	for _, a := range addrs {
-		if a = a.Unmap(); a.Is4() {
-			v4 = append(v4, a)
+		if a = a.Unmap(); a.Is6() {
+			families[0] = append(families[0], a)
 		} else {
-			v6 = append(v6, a)
+			families[1] = append(families[1], a)
 		}
 	}
+	for _, f := range families { // the resolver's order is none to rely on
+		slices.SortFunc(f, netip.Addr.Compare)
+		random.Shuffle(len(f), func(i, j int) { f[i], f[j] = f[j], f[i] })
+	}
+	first, second := families[turn%2], families[1-turn%2]
 	out := make([]netip.Addr, 0, len(addrs))
-	for i := range max(len(v4), len(v6)) {
-		if i < len(v6) {
-			out = append(out, v6[i])
+	for i := range max(len(first), len(second)) {
+		if i < len(first) {
+			out = append(out, first[i])
 		}
-		if i < len(v4) {
-			out = append(out, v4[i])
+		if i < len(second) {
+			out = append(out, second[i])
 		}
 	}
 	return out
 }
 
-// shuffled returns the hosts with those of one preference in a new random order.
-func shuffled(hosts []host) []host {
-	out := append([]host(nil), hosts...)
+// shuffled returns the hosts by preference, those of one preference shuffled.
+func shuffled(hosts []host, random *rand.Rand) []host {
+	out := slices.Clone(hosts)
+	slices.SortStableFunc(out, func(a, b host) int { return cmp.Or(cmp.Compare(a.pref, b.pref), cmp.Compare(a.name, b.name)) })
 	for i := 0; i < len(out); {
 		j := i
 		for j < len(out) && out[j].pref == out[i].pref {
 			j++
 		}
 		group := out[i:j]
-		rand.Shuffle(len(group), func(a, b int) { group[a], group[b] = group[b], group[a] })
+		random.Shuffle(len(group), func(a, b int) { group[a], group[b] = group[b], group[a] })
 		i = j
 	}
 	return out

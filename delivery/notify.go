@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"relayd/internal/dsn"
@@ -22,6 +23,8 @@ type notifier struct {
 	log      *slog.Logger
 	metrics  *metrics
 	now      func() time.Time
+	expires  func(m *spool.Message) time.Time
+	delay    atomic.Int64 // a sender is told after it that a message waits; 0: never
 }
 
 // notices are what goes out with some results.
@@ -31,23 +34,35 @@ type notices struct {
 	err      error    // of the first notice that could not be made
 }
 
-// prepare makes one notice per message that needs one; they become durable with the results. A notice that cannot be
-// made is logged and counted, and does not hold the results up.
+// about is what one notice is about: notices of one kind about one message are one.
+type about struct {
+	message *spool.Message
+	kind    dsn.Kind
+}
+
+// prepare makes one notice per message and kind that needs one; they become durable with the results. A notice that
+// cannot be made is logged and counted, and does not hold the results up.
 func (n *notifier) prepare(ctx context.Context, done []settlement) notices {
 	var out notices
 	if n.door == nil {
 		return out
 	}
-	byMessage := map[mail.QueueID][]*settlement{}
-	var order []*spool.Message
+	grouped := map[mail.QueueID]map[dsn.Kind][]*settlement{}
+	var order []about
 	for i := range done {
 		d := &done[i]
-		switch n.judge(d) {
+		kind, verdict := n.judge(d)
+		switch verdict {
 		case noticeSend:
-			if byMessage[d.message.ID] == nil {
-				order = append(order, d.message)
+			of := grouped[d.message.ID]
+			if of == nil {
+				of = map[dsn.Kind][]*settlement{}
+				grouped[d.message.ID] = of
 			}
-			byMessage[d.message.ID] = append(byMessage[d.message.ID], d)
+			if of[kind] == nil {
+				order = append(order, about{d.message, kind})
+			}
+			of[kind] = append(of[kind], d)
 		case noticeDouble:
 			out.tell = append(out.tell, func() {
 				n.metrics.notices.WithLabelValues("double_bounce").Inc()
@@ -58,22 +73,27 @@ func (n *notifier) prepare(ctx context.Context, done []settlement) notices {
 		case noticeNone:
 		}
 	}
-	for _, m := range order {
-		p, err := n.compose(ctx, m, byMessage[m.ID])
+	for _, a := range order {
+		of := grouped[a.message.ID][a.kind]
+		p, err := n.compose(ctx, a, of)
 		if err != nil {
 			out.err = cmp.Or(out.err, err)
 			n.metrics.notices.WithLabelValues("failed").Inc()
-			n.log.Warn("notice.failed", "queue_id", m.ID.String(), "to", m.ReversePath.String(), "err", err)
+			n.log.Warn("notice.failed", "queue_id", a.message.ID.String(), "to", a.message.ReversePath.String(), "err", err)
 			continue
 		}
 		out.prepared = append(out.prepared, p)
 		out.tell = append(out.tell, func() {
-			n.metrics.notices.WithLabelValues("sent").Inc()
-			n.log.Info("notice.queued", "queue_id", m.ID.String(), "to", m.ReversePath.String(), "count", len(byMessage[m.ID]))
+			n.metrics.notices.WithLabelValues(noticeResults[a.kind]).Inc()
+			n.log.Info("notice.queued", "queue_id", a.message.ID.String(), "to", a.message.ReversePath.String(), "count", len(of),
+				"reason", noticeResults[a.kind])
 		})
 	}
 	return out
 }
+
+// noticeResults are the names of notices that were sent, by kind.
+var noticeResults = [...]string{dsn.Failed: "sent", dsn.Delayed: "delayed", dsn.Relayed: "relayed"}
 
 // put returns what stores the notices in the settling transaction.
 func (n *notices) put() []func(kv.Tx) error {
@@ -103,30 +123,59 @@ const (
 	noticeDouble                        // about a notice
 )
 
-// judge tells whether a result is worth a notice: only failures of submitted mail, never to `<>` (RFC 5321 section
-// 6.1), never about mail that machines or lists send (RFC 3834 section 2), and not against NOTIFY (RFC 3461 section 4.1).
-func (n *notifier) judge(d *settlement) noticeVerdict {
+// judge tells whether a result is worth a notice, and of which kind: never one to `<>` (RFC 5321 section 6.1), never one
+// about mail that machines or lists send (RFC 3834 section 2), and none against NOTIFY (RFC 3461 section 4.1).
+func (n *notifier) judge(d *settlement) (dsn.Kind, noticeVerdict) {
+	kind, asked := dsn.Failed, "FAILURE"
 	switch d.result.Outcome {
 	case spool.Bounced, spool.Failed, spool.Expired:
+	case spool.Delivered:
+		if !d.relayed || !asksFor(d.envelope.Notify, "SUCCESS") {
+			return 0, noticeNone
+		}
+		kind, asked = dsn.Relayed, "SUCCESS"
+	case spool.Deferred:
+		if !n.late(d) {
+			return 0, noticeNone
+		}
+		kind, asked = dsn.Delayed, "DELAY"
 	default:
-		return noticeNone
+		return 0, noticeNone
 	}
 	switch {
+	case d.message.ReversePath.IsNull() && kind == dsn.Failed:
+		return kind, noticeDouble
 	case d.message.ReversePath.IsNull():
-		return noticeDouble
+		return kind, noticeNone
 	case d.message.Campaign != "" || d.message.Class == spool.Bulk:
-		return noticeUnwanted
-	case d.envelope.Notify != "" && !asksForFailure(d.envelope.Notify):
-		return noticeUnwanted
+		return kind, noticeUnwanted
+	case d.envelope.Notify != "" && !asksFor(d.envelope.Notify, asked):
+		return kind, noticeUnwanted
 	case isAutomatic(d.message.Header):
-		return noticeUnwanted
+		return kind, noticeUnwanted
 	}
-	return noticeSend
+	return kind, noticeSend
 }
 
-func asksForFailure(notify string) bool {
+// late tells that a deferral is the first one after the time at which the sender wants to hear of a delay. What was
+// said before is not stored: the time of the last failure tells it.
+func (n *notifier) late(d *settlement) bool {
+	after := time.Duration(n.delay.Load())
+	if after == 0 || d.result.Reply.IsZero() {
+		return false
+	}
+	from := d.message.AcceptedAt
+	if e := d.envelope; e.LastAt.IsZero() && e.NextAttempt.After(from) && e.NextAttempt.Before(d.result.At) { // it was scheduled
+		from = e.NextAttempt
+	}
+	at := from.Add(after)
+	return !d.result.At.Before(at) && d.envelope.LastAt.Before(at)
+}
+
+// asksFor tells whether NOTIFY names a condition. Without NOTIFY failures and delays are told (RFC 3461 section 4.1).
+func asksFor(notify, condition string) bool {
 	for word := range strings.SplitSeq(notify, ",") {
-		if strings.EqualFold(strings.TrimSpace(word), "FAILURE") {
+		if strings.EqualFold(strings.TrimSpace(word), condition) {
 			return true
 		}
 	}
@@ -150,15 +199,17 @@ func isAutomatic(header []byte) bool {
 	return h.Count("List-Id")+h.Count("List-Unsubscribe") > 0
 }
 
-func (n *notifier) compose(ctx context.Context, m *spool.Message, failed []*settlement) (*intake.Prepared, error) {
+func (n *notifier) compose(ctx context.Context, a about, of []*settlement) (*intake.Prepared, error) {
+	m := a.message
 	notice := dsn.Notice{
-		Hostname: n.hostname, To: m.ReversePath, EnvelopeID: m.EnvelopeID, QueueID: m.ID.String(), AcceptedAt: m.AcceptedAt,
+		Kind: a.kind, Hostname: n.hostname, To: m.ReversePath, EnvelopeID: m.EnvelopeID, QueueID: m.ID.String(), AcceptedAt: m.AcceptedAt,
 		At: n.now(), Subject: m.Subject, Header: m.Header,
 	}
-	for _, d := range failed {
+	for _, d := range of {
 		notice.Recipients = append(notice.Recipients, dsn.Recipient{
 			To: d.envelope.To, ORCPT: d.envelope.ORCPT, Reply: d.result.Reply, Host: d.result.Host,
 			Expired: d.result.Outcome == spool.Expired, Attempts: d.envelope.Attempts + boolInt(d.result.Presented), LastAt: d.result.At,
+			Until: n.expires(m),
 		})
 	}
 	raw, err := dsn.Compose(notice)

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -44,11 +46,12 @@ func TestNoticeIsJudged(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			d := &settlement{&tt.message, &spool.Envelope{Notify: tt.notify}, spool.Result{Outcome: tt.outcome}}
+			d := &settlement{message: &tt.message, envelope: &spool.Envelope{Notify: tt.notify}, result: spool.Result{Outcome: tt.outcome}}
 			if tt.message.Class == 0 {
 				tt.message.Class = spool.Transactional
 			}
-			require.Equal(t, tt.want, (&notifier{}).judge(d))
+			_, got := (&notifier{}).judge(d)
+			require.Equal(t, tt.want, got)
 		})
 	}
 }
@@ -163,4 +166,75 @@ func TestPasswordNeverReachesTheLog(t *testing.T) {
 	r.shutdown()
 	require.NotContains(t, b.String(), "hunter2hunter2")
 	require.NotContains(t, b.String(), "aHVudGVyMmh1bnRlcjI")
+}
+
+func TestDelayIsToldOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		mx := &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+			if s.Verb == "RCPT" && !strings.HasPrefix(s.To, "sender") && time.Since(began) < 8*time.Hour {
+				return testutil.Act{Reply: "451 4.2.1 not now"}
+			}
+			return testutil.Act{}
+		}}
+		r := outageRigWith(t, &wire{}, mx, func(c *Config) {
+			c.DelayNotice = 4 * time.Hour
+			c.Retry = Retry{Attempts: 20, FirstDelay: time.Hour, Multiplier: 1, MaxAge: 24 * time.Hour}
+		})
+		told := r.submit(submission{from: "sender@dest.example", to: []string{"a@dest.example", "b@dest.example"}})
+		r.submit(submission{from: "sender@dest.example", to: []string{"c@dest.example"}, notify: "FAILURE"})
+		<-time.After(20 * time.Hour)
+		require.Equal(t, spool.Delivered, r.outcome(told, 0).Result.Outcome)
+		text := ""
+		for _, m := range mx.Mails() {
+			if m.From == "" {
+				text += string(m.Data)
+			}
+		}
+		for _, to := range []string{"a@dest.example", "b@dest.example"} {
+			require.Equal(t, 1, strings.Count(text, "Final-Recipient: rfc822; "+to), "once for each recipient")
+		}
+		require.Contains(t, text, "Subject: Delayed Mail (still being retried)")
+		for _, want := range []string{
+			"Action: delayed", "Status: 4.2.1", "Will-Retry-Until: ", "Auto-Submitted: auto-replied",
+		} {
+			require.Contains(t, text, want)
+		}
+		require.NotContains(t, text, "c@dest.example")
+		require.InDelta(t, r.logs.count("notice.queued"), r.metric("notices_total", "delayed"), 0)
+	})
+}
+
+func TestRelayedMailIsToldWhereTheNextHopTellsNobody(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		ext    []string
+		notify string
+		told   bool
+	}{
+		"host_without_dsn":   {[]string{"PIPELINING"}, "SUCCESS,FAILURE", true},
+		"host_with_dsn":      {[]string{"PIPELINING", "DSN"}, "SUCCESS,FAILURE", false},
+		"success_not_asked":  {[]string{"PIPELINING"}, "FAILURE", false},
+		"nothing_was_asked":  {[]string{"PIPELINING"}, "", false},
+		"never_asked":        {[]string{"PIPELINING"}, "NEVER", false},
+		"success_alone_asks": {[]string{"PIPELINING"}, "SUCCESS", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mx := (&testutil.MX{Extensions: tt.ext}).Start(t)
+			r := newRig(t, mx.PortNumber(), zone()).start()
+			r.outcome(r.submit(submission{to: []string{"a@dest.example"}, notify: tt.notify}), 0)
+			if !tt.told {
+				require.Zero(t, r.logs.count("notice.queued"))
+				return
+			}
+			notice := mx.Wait(t, 2)[1]
+			require.Empty(t, notice.From)
+			require.Equal(t, []string{"sender@sender.example"}, notice.To)
+			for _, want := range []string{"Action: relayed", "Status: 2.0.0", "Final-Recipient: rfc822; a@dest.example", "Subject: Mail Relayed"} {
+				require.Contains(t, string(notice.Data), want)
+			}
+		})
+	}
 }

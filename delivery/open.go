@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,9 +22,12 @@ import (
 
 // target is one address of one host.
 type target struct {
-	host  string
-	addr  netip.AddrPort
-	smart *Smarthost // nil: an MX host
+	host     string
+	addr     netip.AddrPort
+	smart    *Smarthost // nil: an MX host
+	source   *source    // nil: the system chooses
+	tls      string     // level of an MX host, "" for opportunistic
+	chunking bool
 }
 
 // network makes connections: net.Dialer.
@@ -38,33 +42,48 @@ type opener struct {
 	network   network
 	roots     *x509.CertPool
 	checkSelf bool
-	brokenTLS *hostSet
+	brokenTLS *hostSet // handshakes failed of late: not asked again for a while
+	knownTLS  *hostSet // spoke TLS of late
+	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
 }
 
 // open returns a session that is ready for its first transaction. The error is a *fault.
 func (o *opener) open(ctx context.Context, t target) (*Session, error) {
+	s, err := o.openAny(ctx, t)
+	if err == nil {
+		s.chunked = t.chunking && s.ext.chunking
+		o.metrics.opened(s.TLS)
+	}
+	return s, err
+}
+
+func (o *opener) openAny(ctx context.Context, t target) (*Session, error) {
 	if t.smart != nil {
 		return o.openSmarthost(ctx, t)
 	}
-	plain := o.brokenTLS.has(t.host, o.now())
-	s, err := o.dial(ctx, t)
-	if err != nil {
-		return nil, err
+	s, err := o.openPlain(ctx, t)
+	if err != nil || t.tls == TLSNone {
+		return s, err
 	}
-	if err := o.greet(s); err != nil {
+	strict := t.tls == TLSRequire || t.tls == TLSVerify
+	switch {
+	case strict && !s.ext.startTLS:
 		s.abort()
-		return nil, err
-	}
-	if !s.ext.startTLS || plain {
-		o.metrics.opened("")
+		return nil, &fault{kind: faultTLS, err: errors.New("host does not offer STARTTLS, which a rule requires")}
+	case !s.ext.startTLS:
+		if o.knownTLS.has(t.host, o.now()) { // taken out on the way, or switched off
+			o.downgraded(s, "not_offered", nil)
+		}
+		return s, nil
+	case !strict && o.brokenTLS.has(t.host, o.now()):
 		return s, nil
 	}
 	// Opportunistic (RFC 7435): encrypted to whoever answers is better than open to everybody.
 	err = s.startTLS(&tls.Config{
 		ServerName:         t.host,
-		InsecureSkipVerify: true, //nolint:gosec // no policy asks for a name, and plain text would be worse
+		InsecureSkipVerify: t.tls != TLSVerify, //nolint:gosec // no policy asks for a name, and plain text would be worse
 		RootCAs:            o.roots,
 		MinVersion:         tls.VersionTLS12,
 	})
@@ -74,27 +93,45 @@ func (o *opener) open(ctx context.Context, t target) (*Session, error) {
 	f, _ := errors.AsType[*fault](err)
 	switch {
 	case err == nil:
-		o.metrics.opened(s.TLS)
+		o.knownTLS.add(t.host, o.now().Add(knownTLSFor))
 		return s, nil
-	case f.kind == faultReply && s.TLS == "" && f.reply.Code != 421: // refused, and the session stands as before
-		o.metrics.opened("")
+	case f.kind == faultReply && s.TLS == "" && f.reply.Code != 421 && !strict: // refused, and the session stands as before
+		o.downgraded(s, "refused", f)
 		return s, nil
-	case f.kind != faultTLS:
+	case f.kind == faultReply && s.TLS == "" && strict:
+		s.abort()
+		return nil, &fault{kind: faultTLS, reply: f.reply, err: fmt.Errorf("host refuses STARTTLS, which a rule requires: %s", f.reply)}
+	case f.kind != faultTLS || strict:
 		s.abort()
 		return nil, err
 	}
+	o.downgraded(s, "handshake", f)
 	s.abort()
-	o.metrics.brokenTLS.Inc()
 	o.brokenTLS.add(t.host, o.now().Add(brokenTLSFor))
-	if s, err = o.dial(ctx, t); err != nil {
+	return o.openPlain(ctx, t)
+}
+
+// openPlain connects and greets.
+func (o *opener) openPlain(ctx context.Context, t target) (*Session, error) {
+	s, err := o.dial(ctx, t)
+	if err != nil {
 		return nil, err
 	}
 	if err := o.greet(s); err != nil {
 		s.abort()
 		return nil, err
 	}
-	o.metrics.opened("")
 	return s, nil
+}
+
+// downgraded tells that mail leaves in clear although the host had TLS to offer.
+func (o *opener) downgraded(s *Session, reason string, f *fault) {
+	attrs := []any{"mx", s.Name(), "reason", reason}
+	if f != nil {
+		o.metrics.brokenTLS.Inc()
+		attrs = append(attrs, "err", f)
+	}
+	o.log.Warn("session.downgraded", attrs...)
 }
 
 // openSmarthost never says more than EHLO and STARTTLS before the certificate is verified.
@@ -116,7 +153,6 @@ func (o *opener) openSmarthost(ctx context.Context, t target) (*Session, error) 
 			return nil, err
 		}
 	}
-	o.metrics.opened(s.TLS)
 	return s, nil
 }
 
@@ -142,7 +178,7 @@ func (o *opener) secure(s *Session, t target) error {
 }
 
 func (o *opener) dial(ctx context.Context, t target) (*Session, error) {
-	conn, err := o.network.DialContext(ctx, "tcp", t.addr.String())
+	conn, err := o.network.DialContext(withBind(ctx, t.source.bind(t.host, t.addr.Addr())), "tcp", t.addr.String())
 	if err != nil {
 		kind := faultConn
 		if ctx.Err() != nil {
@@ -150,7 +186,9 @@ func (o *opener) dial(ctx context.Context, t target) (*Session, error) {
 		}
 		return nil, &fault{kind: kind, err: fmt.Errorf("connect: %w", err)}
 	}
-	return newSession(ctx, conn, t.host, t.addr, o.timeouts), nil
+	s := newSession(ctx, conn, t.host, t.addr, o.timeouts)
+	s.greeting = t.source.greeting(o.hostname)
+	return s, nil
 }
 
 // greet reads the greeting and says EHLO.
@@ -168,14 +206,14 @@ func (o *opener) greet(s *Session) error {
 // ehlo says EHLO, or HELO to a host that does not know it (RFC 5321 section 3.2).
 func (o *opener) ehlo(s *Session) error {
 	s.ext = extensions{}
-	s.command("EHLO " + o.hostname)
+	s.command("EHLO " + s.greeting)
 	if err := s.flush(); err != nil {
 		return err
 	}
 	var lines []string
 	reply, err := s.readLines(s.timeouts.Command, &lines)
 	if err == nil && reply.Permanent() {
-		s.command("HELO " + o.hostname)
+		s.command("HELO " + s.greeting)
 		lines = lines[:0]
 		if err = s.flush(); err == nil {
 			reply, err = s.readLines(s.timeouts.Command, &lines)
@@ -188,7 +226,7 @@ func (o *opener) ehlo(s *Session) error {
 	if reply.Code != 250 {
 		return &fault{kind: faultReply, reply: reply}
 	}
-	if name, _, _ := strings.Cut(lines[0], " "); o.checkSelf && strings.EqualFold(name, o.hostname) {
+	if name, _, _ := strings.Cut(lines[0], " "); o.checkSelf && (strings.EqualFold(name, o.hostname) || strings.EqualFold(name, s.greeting)) {
 		return &fault{kind: faultSelf, err: errors.New("the host answers with our own name")}
 	}
 	s.ext = parseExtensions(lines[1:])
@@ -210,6 +248,8 @@ func parseExtensions(lines []string) extensions {
 			e.dsn = true
 		case "STARTTLS":
 			e.startTLS = true
+		case "CHUNKING":
+			e.chunking = true
 		case "REQUIRETLS":
 			e.requireTLS = true
 		case "SIZE":

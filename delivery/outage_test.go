@@ -58,6 +58,10 @@ func (w *wire) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1),
 
 // outageRig runs a scheduler with default waits on a fake clock against a host in memory.
 func outageRig(t *testing.T, w *wire, mx *testutil.MX) *rig {
+	return outageRigWith(t, w, mx, func(*Config) {})
+}
+
+func outageRigWith(t *testing.T, w *wire, mx *testutil.MX, change func(*Config)) *rig {
 	w.accepts, w.closed = make(chan net.Conn), make(chan struct{})
 	mx.Listen = func() (net.Listener, error) { return w, nil }
 	mx.Start(t)
@@ -66,11 +70,12 @@ func outageRig(t *testing.T, w *wire, mx *testutil.MX) *rig {
 		IP: map[string][]netip.Addr{"mx.dest.example": {netip.MustParseAddr("192.0.2.1")}},
 	})
 	r.cfg = DefaultConfig()
+	change(&r.cfg)
 	r.network = w
 	return r.start()
 }
 
-func TestFourHourOutageDelivers(t *testing.T) {
+func TestD7FourHourOutageDelivers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -87,7 +92,7 @@ func TestFourHourOutageDelivers(t *testing.T) {
 	})
 }
 
-func TestOneHourGreylistingDelivers(t *testing.T) {
+func TestD7OneHourGreylistingDelivers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -129,7 +134,7 @@ func TestOutageBeyondTheAgeExpiresAll(t *testing.T) {
 	})
 }
 
-func TestLateFinalReplyIsOneCopy(t *testing.T) {
+func TestD4LateFinalReplyIsOneCopy(t *testing.T) {
 	t.Parallel()
 	for _, late := range []time.Duration{100 * time.Second, 300 * time.Second, 590 * time.Second} {
 		t.Run(late.String(), func(t *testing.T) {
@@ -148,7 +153,7 @@ func TestLateFinalReplyIsOneCopy(t *testing.T) {
 	}
 }
 
-func TestThrottlingHostSeesFallingRate(t *testing.T) {
+func TestD6ThrottlingHostSeesFallingRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		mx := &testutil.MX{Rule: on("CONNECT", testutil.Act{Reply: "421 4.7.0 too much", Drop: true})}
@@ -164,4 +169,40 @@ func TestThrottlingHostSeesFallingRate(t *testing.T) {
 		all, _ := mx.Sessions()
 		require.LessOrEqual(t, all-first, 10) // two an hour at the cap
 	})
+}
+
+// TestDowntimeCostsNoTry stops relayd after the first attempt and starts it again long after the mail's time: it gets
+// one more try before it expires.
+func TestDowntimeCostsNoTry(t *testing.T) {
+	t.Parallel()
+	for name, taken := range map[string]bool{"and_is_delivered": true, "and_expires_when_that_fails": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				mx := &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+					if s.Verb == "RCPT" && (!taken || time.Since(began) < time.Hour) {
+						return testutil.Act{Reply: "451 4.2.1 not now"}
+					}
+					return testutil.Act{}
+				}}
+				r := outageRig(t, &wire{}, mx)
+				id := r.submit(submission{to: []string{"a@dest.example"}, from: "<>"})
+				require.Equal(t, 1, r.deferred(id, 0).Attempts)
+				r.shutdown()
+				r.deps.Metrics = nil
+				<-time.After(240 * time.Hour)
+				r.start()
+				got := r.outcome(id, 0)
+				require.Equal(t, 2, got.Envelope.Attempts)
+				if taken {
+					require.Equal(t, spool.Delivered, got.Result.Outcome)
+				} else {
+					require.Equal(t, spool.Expired, got.Result.Outcome)
+					require.Equal(t, reasonAge, got.Result.Reason)
+					require.Equal(t, "not now", got.Result.Reply.Text)
+				}
+			})
+		})
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"relayd/internal/mail"
@@ -12,17 +13,28 @@ import (
 
 // retrier decides what follows a temporary failure.
 type retrier struct {
-	standard spool.RetryPolicy
-	named    map[string]spool.RetryPolicy
+	policies atomic.Pointer[policies]
 	jitter   func() float64 // 0 to 1
 }
 
+// policies are those of the configuration.
+type policies struct {
+	standard spool.RetryPolicy
+	named    map[string]spool.RetryPolicy
+}
+
 func newRetrier(cfg Config) *retrier {
-	r := &retrier{standard: cfg.Retry.Policy(), named: map[string]spool.RetryPolicy{}, jitter: rand.Float64}
-	for name, p := range cfg.Policies {
-		r.named[name] = p.Policy()
-	}
+	r := &retrier{jitter: rand.Float64}
+	r.policies.Store(newPolicies(cfg))
 	return r
+}
+
+func newPolicies(cfg Config) *policies {
+	p := &policies{cfg.Retry.Policy(), map[string]spool.RetryPolicy{}}
+	for name, named := range cfg.Policies {
+		p.named[name] = named.Policy()
+	}
+	return p
 }
 
 // policy returns the message's own, the one named like its stream, the one named like its class, or the default.
@@ -30,13 +42,14 @@ func (r *retrier) policy(m *spool.Message) spool.RetryPolicy {
 	if m.Retry.Attempts > 0 {
 		return m.Retry
 	}
-	if p, ok := r.named[m.Stream]; ok {
+	of := r.policies.Load()
+	if p, ok := of.named[m.Stream]; ok {
 		return p
 	}
-	if p, ok := r.named[className(m.Class)]; ok {
+	if p, ok := of.named[className(m.Class)]; ok {
 		return p
 	}
-	return r.standard
+	return of.standard
 }
 
 // expires is the time after which no attempt is made.
@@ -44,7 +57,7 @@ func (r *retrier) expires(m *spool.Message) time.Time {
 	if !m.ExpiresAt.IsZero() {
 		return m.ExpiresAt
 	}
-	return m.AcceptedAt.Add(cmp.Or(r.policy(m).MaxAge, r.standard.MaxAge))
+	return m.AcceptedAt.Add(cmp.Or(r.policy(m).MaxAge, r.policies.Load().standard.MaxAge))
 }
 
 // presented is for an envelope that was part of a transaction and refused for now: it counts as an attempt. The reply
@@ -67,8 +80,9 @@ func (r *retrier) presented(m *spool.Message, e *spool.Envelope, reply mail.Repl
 	return res
 }
 
-// unpresented is for an envelope whose site, or our side, failed before its turn came: it costs no attempt. It expires
-// only here, after a real failure, never because a clock jumped.
+// unpresented is for an envelope whose site, or our side, failed before its turn came: it costs no attempt. Envelopes
+// expire here and in presented alone, after a real failure: never because a clock jumped, or because relayd was down for
+// long. What is overdue when it is leased gets one more try.
 func (r *retrier) unpresented(m *spool.Message, e *spool.Envelope, reply mail.Reply, now, next time.Time) spool.Result {
 	res := spool.Result{ID: e.ID, Outcome: spool.Deferred, Reply: reply, NextAttempt: next, At: now}
 	if now.After(r.expires(m)) {

@@ -38,7 +38,7 @@ func TestJitterIsTenPercent(t *testing.T) {
 	r := newRetrier(DefaultConfig())
 	low, high := time.Hour, time.Duration(0)
 	for range 10_000 {
-		d := r.delay(r.standard, 1)
+		d := r.delay(r.policies.Load().standard, 1)
 		low, high = min(low, d), max(high, d)
 	}
 	require.GreaterOrEqual(t, low, 15*time.Minute*9/10)

@@ -10,20 +10,25 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
 	"relayd/spool"
 )
 
-// route is where the mail of a domain goes.
+// route is where the mail of a queue goes.
 type route struct {
-	key     string     // identity of the site
-	name    string     // of the site, for people
-	hosts   []host     // by preference
-	smart   *Smarthost // nil: direct
-	port    uint16
-	refusal *refusal // the domain takes no mail: nothing to connect to
+	key      string     // identity of the site
+	name     string     // of the site, for people
+	hosts    []host     // by preference
+	smart    *Smarthost // nil: direct
+	port     uint16
+	fallback string   // route to take while the site is suspended, "" for none
+	source   *source  // nil: the system chooses
+	tls      string   // level towards MX hosts, "" for opportunistic
+	chunking bool     // BDAT where it is offered
+	refusal  *refusal // nothing to connect to
 }
 
 // host is one MX host.
@@ -35,67 +40,165 @@ type host struct {
 
 // refusal is a verdict that needs no session.
 type refusal struct {
-	reply  mail.Reply
-	reason string // closed set
+	outcome spool.Outcome
+	reply   mail.Reply
+	reason  string // closed set
 }
 
-// Bounds of what a domain may make us do : a domain with thousands of MX records is an attack.
+// Bounds of what a domain may make us do: a domain with thousands of MX records is an attack.
 const (
 	maxHosts     = 16 // MX hosts considered
 	maxAddresses = 8  // addresses tried in one round
 )
 
-// router finds the route of a domain.
+// router finds the route of a queue. Its table may be replaced at any time.
 type router struct {
 	resolver Resolver
 	hostname string
+	table    atomic.Pointer[routeTable]
+}
+
+// routeTable is what the configuration says about routes.
+type routeTable struct {
 	port     uint16
-	smart    *Smarthost // nil: by MX
-	others   []Smarthost
+	chunking bool
+	standard choice // where no rule says otherwise
+	rules    []Rule
+	smart    map[string]*Smarthost
+	names    []string // of smarthosts, in the order of the configuration
+	sources  map[string]*source
+	bySender bool // a rule asks for the sender
 }
 
-func newRouter(cfg Config, deps Deps) (*router, error) {
-	r := &router{resolver: deps.Resolver, hostname: strings.ToLower(deps.Hostname), port: uint16(cfg.MXPort), others: cfg.Smarthosts} //nolint:gosec // validated
-	if cfg.Route == RouteMX {
-		return r, nil
-	}
-	i := slices.IndexFunc(cfg.Smarthosts, func(h Smarthost) bool { return h.Name == cfg.Route })
-	if i < 0 {
-		return nil, fmt.Errorf("find route %q: no such smarthost", cfg.Route)
-	}
-	r.smart = &cfg.Smarthosts[i]
-	return r, nil
+func newRouter(cfg Config, deps Deps) *router {
+	r := &router{resolver: deps.Resolver, hostname: strings.ToLower(deps.Hostname)}
+	r.table.Store(newRouteTable(cfg))
+	return r
 }
 
-// named finds the route that an operator has moved envelopes to. One that is gone from the configuration may come back.
-func (r *router) named(name string) (*route, error) {
-	for i := range r.others {
-		if r.others[i].Name == name {
-			return smarthostRoute(&r.others[i])
+// newRouteTable reads a configuration that was validated.
+func newRouteTable(cfg Config) *routeTable {
+	t := &routeTable{
+		port: uint16(cfg.MXPort), chunking: cfg.Chunking, //nolint:gosec // validated
+		standard: choice{route: cfg.Route, fallback: cfg.Fallback},
+		smart:    map[string]*Smarthost{}, sources: map[string]*source{},
+	}
+	for i := range cfg.Smarthosts {
+		h := cfg.Smarthosts[i]
+		t.smart[h.Name] = &h
+		t.names = append(t.names, h.Name)
+	}
+	for i := range cfg.Sources {
+		t.sources[cfg.Sources[i].Name] = newSource(&cfg.Sources[i])
+	}
+	for _, r := range cfg.Rules {
+		t.bySender = t.bySender || len(r.SenderDomains) > 0
+		t.rules = append(t.rules, r.normal())
+	}
+	return t
+}
+
+// choose asks the rules. With sender "" those that ask for the sender do not match.
+func (t *routeTable) choose(q spool.Queue, domain, sender string) choice {
+	var c choice
+	for i := range t.rules {
+		r := &t.rules[i]
+		if !r.matches(q, domain, sender) {
+			continue
+		}
+		if c.route == "" && r.Route != "" {
+			c.route, c.fallback = r.Route, r.Fallback
+		}
+		c.source, c.tls = cmp.Or(c.source, r.Source), cmp.Or(c.tls, r.TLS)
+	}
+	if c.route == "" {
+		c.route, c.fallback = t.standard.route, t.standard.fallback
+	}
+	return c
+}
+
+// bound returns the route that a message is bound to by its sender, "" for none.
+func (t *routeTable) bound(q spool.Queue, domain, sender string) string {
+	if !t.bySender || sender == "" {
+		return ""
+	}
+	for i := range t.rules {
+		if r := &t.rules[i]; r.Route != "" && r.matches(q, domain, sender) {
+			if len(r.SenderDomains) == 0 {
+				return ""
+			}
+			return r.Route
 		}
 	}
-	return nil, fmt.Errorf("find route %q: no such smarthost; relayctl queue move sends its envelopes elsewhere", name)
+	return ""
 }
 
-// Routes returns the names that an operator may move envelopes to.
+// QueueDomain names the queue in which an envelope waits (spool.QueueDomain): that of its domain, or of the route that
+// its sender's domain binds it to.
+func (s *Scheduler) QueueDomain(account, stream string, from, to mail.Path) string {
+	t := s.router.table.Load()
+	return spool.QueueDomain(t.bound(spool.Queue{Account: account, Stream: stream}, to.Domain, from.Domain), to.Domain)
+}
+
+// Routes returns the names of routes that an operator may move envelopes to.
 func (s *Scheduler) Routes() []string {
-	names := make([]string, len(s.router.others))
-	for i := range s.router.others {
-		names[i] = s.router.others[i].Name
-	}
-	return names
+	return append([]string{RouteMX}, s.router.table.Load().names...)
 }
 
-// resolve returns the route of a queue's domain. An error is temporary.
-func (r *router) resolve(ctx context.Context, domain string) (*route, error) {
-	via := (spool.Queue{Domain: domain}).Via()
+// resolve returns the route of a queue. An error is temporary.
+func (r *router) resolve(ctx context.Context, q spool.Queue) (*route, error) {
+	t := r.table.Load()
+	domain := q.Recipient()
+	c := t.choose(q, domain, "")
+	if via := q.Via(); via != "" {
+		c.route, c.fallback = via, ""
+	}
+	to, err := r.follow(ctx, t, c.route, domain)
+	if err != nil || to.refusal != nil {
+		return to, err
+	}
+	to.fallback = c.fallback
+	return to.with(t, c), nil
+}
+
+// standIn returns the route to take while that of the queue is suspended.
+func (r *router) standIn(ctx context.Context, q spool.Queue, of *route) (*route, error) {
+	t := r.table.Load()
+	domain := q.Recipient()
+	to, err := r.follow(ctx, t, of.fallback, domain)
+	if err != nil || to.refusal != nil {
+		return to, err
+	}
+	return to.with(t, t.choose(q, domain, "")), nil
+}
+
+// with adds what else the rules say. Sites that differ in it are apart: so are their sessions.
+func (r *route) with(t *routeTable, c choice) *route {
+	r.chunking = t.chunking
+	if r.source = t.sources[c.source]; r.source != nil {
+		r.key += " from " + r.source.name
+	}
+	if r.smart == nil && c.tls != "" && c.tls != TLSOpportunistic {
+		r.tls = c.tls
+		r.key += " tls " + c.tls
+	}
+	return r
+}
+
+// follow finds where a route leads for a domain.
+func (r *router) follow(ctx context.Context, t *routeTable, name, domain string) (*route, error) {
 	switch {
-	case via != "":
-		return r.named(via)
-	case r.smart != nil:
-		return smarthostRoute(r.smart)
+	case name == RouteDiscard:
+		return &route{refusal: &refusal{
+			spool.Delivered, mail.Reply{Code: 250, Status: mail.Status{Class: 2}, Text: "Discarded by a rule of this relay"}, "discarded",
+		}}, nil
+	case name != RouteMX:
+		if h := t.smart[name]; h != nil {
+			return smarthostRoute(h)
+		}
+		return nil, fmt.Errorf("find route %q: no such smarthost; relayctl queue move sends its envelopes elsewhere", name)
 	case strings.HasPrefix(domain, "["):
-		return r.literal(domain), nil
+		return t.literal(domain), nil
 	}
 	mxs, err := r.resolver.LookupMX(ctx, domain)
 	switch {
@@ -108,18 +211,18 @@ func (r *router) resolve(ctx context.Context, domain string) (*route, error) {
 	case err != nil:
 		return nil, fmt.Errorf("look up MX of %s: %w", domain, err)
 	}
-	return r.direct(mxs), nil
+	return t.direct(mxs, r.hostname), nil
 }
 
 // direct builds the route over MX hosts. When we are one of them only those before us may be tried, or the mail would
 // come back (RFC 5321 section 5.1).
-func (r *router) direct(mxs []resolver.MX) *route {
+func (t *routeTable) direct(mxs []resolver.MX, hostname string) *route {
 	hosts := make([]host, 0, min(len(mxs), maxHosts))
 	for _, mx := range mxs[:min(len(mxs), maxHosts)] {
 		hosts = append(hosts, host{name: strings.TrimSuffix(strings.ToLower(mx.Host), "."), pref: mx.Pref})
 	}
 	slices.SortStableFunc(hosts, func(a, b host) int { return cmp.Compare(a.pref, b.pref) })
-	if i := slices.IndexFunc(hosts, func(h host) bool { return h.name == r.hostname }); i >= 0 {
+	if i := slices.IndexFunc(hosts, func(h host) bool { return h.name == hostname }); i >= 0 {
 		own := hosts[i].pref
 		hosts = slices.DeleteFunc(hosts, func(h host) bool { return h.pref >= own })
 	}
@@ -127,16 +230,16 @@ func (r *router) direct(mxs []resolver.MX) *route {
 		return loops()
 	}
 	key := siteKey(hosts)
-	return &route{key: key, name: siteName(key), hosts: hosts, port: r.port}
+	return &route{key: key, name: siteName(key), hosts: hosts, port: t.port}
 }
 
-func (r *router) literal(domain string) *route {
+func (t *routeTable) literal(domain string) *route {
 	text := strings.TrimSuffix(strings.TrimPrefix(domain, "["), "]")
 	addr, err := netip.ParseAddr(strings.TrimPrefix(text, "IPv6:"))
 	if err != nil {
 		return refused(550, mail.Status{Class: 5, Subject: 1, Detail: 3}, "Bad address literal", "bad_address")
 	}
-	return &route{key: domain, name: domain, hosts: []host{{name: domain, addr: addr}}, port: r.port}
+	return &route{key: domain, name: domain, hosts: []host{{name: domain, addr: addr}}, port: t.port}
 }
 
 func smarthostRoute(h *Smarthost) (*route, error) {
@@ -158,7 +261,7 @@ func smarthostRoute(h *Smarthost) (*route, error) {
 }
 
 func refused(code int, status mail.Status, text, reason string) *route {
-	return &route{refusal: &refusal{mail.Reply{Code: code, Status: status, Text: text}, reason}}
+	return &route{refusal: &refusal{spool.Bounced, mail.Reply{Code: code, Status: status, Text: text}, reason}}
 }
 
 func loops() *route {
@@ -167,7 +270,7 @@ func loops() *route {
 
 // result is what the refusal makes of an envelope.
 func (r *refusal) result(e *spool.Envelope) spool.Result {
-	return spool.Result{ID: e.ID, Outcome: spool.Bounced, Reply: r.reply, Reason: r.reason}
+	return spool.Result{ID: e.ID, Outcome: r.outcome, Reply: r.reply, Reason: r.reason}
 }
 
 // siteKey is the identity of a set of hosts: lower case, grouped by preference, sorted inside a group. Domains whose

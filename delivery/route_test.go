@@ -11,12 +11,13 @@ import (
 
 	"relayd/internal/resolver"
 	"relayd/internal/resolver/resolvertest"
+	"relayd/spool"
 )
 
 func TestSiteIsTheSetOfHosts(t *testing.T) {
 	t.Parallel()
-	r := &router{hostname: "relay.test", port: 25}
-	key := func(mxs ...resolver.MX) string { return r.direct(mxs).key }
+	r := newRouteTable(DefaultConfig())
+	key := func(mxs ...resolver.MX) string { return r.direct(mxs, "relay.test").key }
 	one := key(resolver.MX{Host: "a.x", Pref: 10}, resolver.MX{Host: "b.x", Pref: 10}, resolver.MX{Host: "c.x", Pref: 20})
 	require.Equal(t, "a.x,b.x;c.x", one)
 	require.Equal(t, one, key(resolver.MX{Host: "B.X.", Pref: 1}, resolver.MX{Host: "A.x", Pref: 1}, resolver.MX{Host: "c.x", Pref: 2}))
@@ -30,7 +31,7 @@ func TestHostsAreBounded(t *testing.T) {
 	for i := range 10_000 {
 		mxs = append(mxs, resolver.MX{Host: fmt.Sprintf("h%d.x", i), Pref: uint16(i)})
 	}
-	require.Len(t, (&router{}).direct(mxs).hosts, maxHosts)
+	require.Len(t, (&routeTable{}).direct(mxs, "relay.test").hosts, maxHosts)
 }
 
 func TestRoutesOfASmarthost(t *testing.T) {
@@ -38,11 +39,10 @@ func TestRoutesOfASmarthost(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Route = "up"
 	cfg.Smarthosts = []Smarthost{{Name: "up", Address: "localhost:2525", TLS: TLSNone}}
-	r, err := newRouter(cfg, Deps{Hostname: "relay.test"})
+	r := newRouter(cfg, Deps{Hostname: "relay.test"})
+	a, err := r.resolve(t.Context(), spool.Queue{Domain: "one.example"})
 	require.NoError(t, err)
-	a, err := r.resolve(t.Context(), "one.example")
-	require.NoError(t, err)
-	b, err := r.resolve(t.Context(), "two.example")
+	b, err := r.resolve(t.Context(), spool.Queue{Domain: "two.example"})
 	require.NoError(t, err)
 	require.Equal(t, a.key, b.key)
 	require.EqualValues(t, 2525, a.port)
@@ -73,9 +73,9 @@ func TestOrderOfAddresses(t *testing.T) {
 		}},
 		dead: newHostSet(), now: func() time.Time { return now },
 	}
-	r := (&router{}).direct([]resolver.MX{{Host: "a.x", Pref: 1}, {Host: "b.x", Pref: 2}, {Host: "c.x", Pref: 2}, {Host: "gone.x", Pref: 0}})
-	order := func() (list []string) {
-		targets, refused, err := book.targets(context.Background(), r)
+	r := (&routeTable{}).direct([]resolver.MX{{Host: "a.x", Pref: 1}, {Host: "b.x", Pref: 2}, {Host: "c.x", Pref: 2}, {Host: "gone.x", Pref: 0}}, "relay.test")
+	list := func(seed uint64, turn int) (list []string) {
+		targets, refused, err := book.targets(context.Background(), r, order{seed, turn})
 		require.NoError(t, err)
 		require.Nil(t, refused)
 		for _, x := range targets {
@@ -84,18 +84,22 @@ func TestOrderOfAddresses(t *testing.T) {
 		return list
 	}
 	seen := map[string]bool{}
-	for range 100 {
-		o := order()
-		require.Equal(t, []string{"2001:db8::1", "192.0.2.1", "192.0.2.2"}, o[:3]) // by preference, families mixed
+	for seed := range uint64(100) {
+		o := list(seed, 0)
+		require.Equal(t, "2001:db8::1", o[0]) // by preference, families mixed
+		require.ElementsMatch(t, []string{"192.0.2.1", "192.0.2.2"}, o[1:3])
 		require.ElementsMatch(t, []string{"192.0.2.3", "192.0.2.4"}, o[3:])
-		seen[o[3]] = true
+		seen[o[1]+o[3]] = true
+		require.Equal(t, o, list(seed, 2), "the second try of a family begins where the first did")
+		odd := list(seed, 1)
+		require.Equal(t, []string{o[1], o[0], o[2]}, odd[:3], "the families alternate between attempts")
+		require.Equal(t, odd, list(seed, 3))
 	}
-	require.Len(t, seen, 2) // equals in random order
+	require.Len(t, seen, 4) // equals in an order that differs between messages
 	book.dead.add("2001:db8::1", now.Add(deadFor))
-	require.Equal(t, "192.0.2.1", order()[0])
-	require.Equal(t, "2001:db8::1", order()[4]) // dead ones last, not never
+	require.Equal(t, "2001:db8::1", list(1, 0)[4]) // dead ones last, not never
 	now = now.Add(deadFor)
-	require.Equal(t, "2001:db8::1", order()[0])
+	require.Equal(t, "2001:db8::1", list(1, 0)[0])
 }
 
 func TestHostSetIsBounded(t *testing.T) {

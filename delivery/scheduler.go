@@ -6,9 +6,9 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +69,7 @@ type Scheduler struct {
 	pool    *pool
 	settler *settler
 	retrier *retrier
+	rules   atomic.Pointer[Classifier]
 	log     *slog.Logger
 	metrics *metrics
 	now     func() time.Time
@@ -111,6 +112,10 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	rules, err := NewClassifier(cfg.ReplyRules)
+	if err != nil {
+		return nil, err
+	}
 	if deps.Spool == nil || deps.Resolver == nil || deps.Hostname == "" {
 		return nil, errors.New("make scheduler: spool, resolver and hostname must be given")
 	}
@@ -125,31 +130,33 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r, err := newRouter(cfg, deps)
-	if err != nil {
+	if err := newRouteTable(cfg).checkSources(); err != nil {
 		return nil, err
 	}
+	r := newRouter(cfg, deps)
 	m := newMetrics(deps.Metrics)
 	s := &Scheduler{
 		cfg: cfg, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
 		streams: map[streamKey]int{}, domains: map[string]int{}, known: map[string]string{},
 	}
+	s.rules.Store(rules)
 	s.working, s.abandon = context.WithCancel(context.Background())
 	settling, giveUp := context.WithCancel(context.Background())
 	s.giveUp = giveUp
 	s.settler = &settler{
 		ctx: settling, store: deps.Spool, log: log, metrics: m, now: now, settled: s.settled,
-		notifier: &notifier{door: deps.Door, hostname: deps.Hostname, log: log, metrics: m, now: now},
+		notifier: &notifier{door: deps.Door, hostname: deps.Hostname, log: log, metrics: m, now: now, expires: s.retrier.expires},
 	}
+	s.settler.notifier.delay.Store(int64(cfg.DelayNotice))
 	s.settler.start()
 	s.engine = &engine{
 		store: deps.Spool, composer: deps.Composer, gate: deps.Gate, retrier: s.retrier, metrics: m, now: now,
-		returnPath: deps.ReturnPath,
-		tries:      cfg.ConnectTries, wait: sleep,
+		returnPath: deps.ReturnPath, classifier: s.rules.Load,
+		tries: cfg.ConnectTries, wait: sleep,
 		opener: &opener{
-			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), network: &net.Dialer{Timeout: cfg.ConnectTimeout}, roots: deps.Roots,
-			checkSelf: !cfg.AllowPrivateMX, brokenTLS: newHostSet(), metrics: m, now: now,
+			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), network: dialer{cfg.ConnectTimeout}, roots: deps.Roots,
+			checkSelf: !cfg.AllowPrivateMX, brokenTLS: newHostSet(), knownTLS: newHostSet(), log: log, metrics: m, now: now,
 		},
 		book: &addressBook{resolver: deps.Resolver, private: cfg.AllowPrivateMX, dead: newHostSet(), now: now},
 	}
@@ -250,7 +257,10 @@ func (s *Scheduler) place(q spool.Queue) {
 			s.poke()
 		}
 	}()
-	r, err := s.router.resolve(s.working, q.Domain)
+	r, err := s.router.resolve(s.working, q)
+	if err == nil && r.fallback != "" && s.isSuspended(r.key) {
+		r, err = s.router.standIn(s.working, q, r)
+	}
 	switch {
 	case err != nil && s.working.Err() != nil:
 		s.store.Return(q, time.Time{})
@@ -298,7 +308,7 @@ func (s *Scheduler) refuse(q spool.Queue, r *refusal) {
 	s.leaseAll([]spool.Queue{q}, func(e *spool.Envelope, m *spool.Message) settlement {
 		res := r.result(e)
 		res.At = s.now()
-		return settlement{m, e, res}
+		return settlement{message: m, envelope: e, result: res}
 	}, maxLease, func(n, _ int) bool { return n == maxLease })
 	s.store.Return(q, time.Time{})
 }
@@ -310,13 +320,13 @@ func (s *Scheduler) setAside(queues []spool.Queue, reply mail.Reply, host string
 	s.leaseAll(queues, func(e *spool.Envelope, m *spool.Message) settlement {
 		res := s.retrier.unpresented(m, e, reply, s.now(), until)
 		res.Host = host
-		return settlement{m, e, res}
+		return settlement{message: m, envelope: e, result: res}
 	}, minLease, func(n, final int) bool { return n == minLease && final > 0 })
 }
 
 // leaseAll leases from queues, most at a time, and settles each envelope at once, as long as more tells to go on.
 func (s *Scheduler) leaseAll(
-	queues []spool.Queue, end func(*spool.Envelope, *spool.Message) settlement, most int, more func(n, final int) bool,
+	queues []spool.Queue, end func(*spool.Envelope, *spool.Message) settlement, most int, more func(n, final int) bool, // final: those that ended, or whose senders hear of a delay
 ) {
 	for !s.isStopping() {
 		l, err := s.store.Lease(s.working, queues, s.now(), most)
@@ -338,7 +348,7 @@ func (s *Scheduler) leaseAll(
 				continue
 			}
 			d := end(e, m)
-			if d.result.Outcome != spool.Deferred {
+			if d.result.Outcome != spool.Deferred || s.settler.notifier.late(&d) {
 				final++
 			}
 			done = append(done, d)

@@ -82,9 +82,9 @@ func (f *fault) Unwrap() error { return f.err }
 
 // extensions are what EHLO offered.
 type extensions struct {
-	pipelining, eightBit, smtpUTF8, dsn, startTLS, size, requireTLS bool
-	maxSize                                                         int64    // 0: not told
-	auth                                                            []string // upper case
+	pipelining, eightBit, smtpUTF8, dsn, startTLS, size, requireTLS, chunking bool
+	maxSize                                                                   int64    // 0: not told
+	auth                                                                      []string // upper case
 }
 
 // Session is one SMTP connection to a host, ready for transactions. For one goroutine at a time.
@@ -99,6 +99,8 @@ type Session struct {
 	r        *replyReader
 	w        *bufio.Writer
 	ext      extensions
+	greeting string       // said in EHLO
+	chunked  bool         // messages go with BDAT
 	verify   func() error // whether the certificate is the host's own; nil without TLS
 	timeouts Timeouts
 	sent     int  // transactions begun
@@ -168,6 +170,9 @@ func (s *Session) send(ctx context.Context, t *Transaction, answers []Answer) er
 		}
 	}
 	s.mailFrom(t)
+	if s.chunked {
+		return s.sendChunked(ctx, t, answers, reset)
+	}
 	if s.ext.pipelining {
 		return s.sendPipelined(ctx, t, answers, reset)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand"
 	"net"
 	"net/netip"
@@ -23,7 +24,7 @@ import (
 func newOpener() *opener {
 	return &opener{
 		hostname: "relay.test", timeouts: DefaultTimeouts(), network: &net.Dialer{Timeout: 5 * time.Second}, brokenTLS: newHostSet(),
-		metrics: newMetrics(nil), now: time.Now,
+		knownTLS: newHostSet(), log: slog.New(slog.DiscardHandler), metrics: newMetrics(nil), now: time.Now,
 	}
 }
 

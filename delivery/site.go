@@ -108,6 +108,14 @@ func (s *site) pushFront(b *bundle) {
 	s.ready[lane] = append([]*bundle{b}, s.ready[lane]...)
 }
 
+// isSuspended tells whether the site of a route is paused now.
+func (s *Scheduler) isSuspended(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.sites[key]
+	return st != nil && s.now().Before(st.resume)
+}
+
 // pop takes the next bundle, of bulk only where that may be sent.
 func (s *site) pop(bulk bool) *bundle {
 	for lane := range s.ready {

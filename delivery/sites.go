@@ -1,7 +1,9 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,13 +48,10 @@ func (s *Scheduler) SiteOf(domain string) string {
 
 // fixedSite is the site that the configuration decides.
 func (s *Scheduler) fixedSite(domain string) (string, bool) {
-	switch via := (spool.Queue{Domain: domain}).Via(); {
-	case via != "":
-		return via, true
-	case s.router.smart != nil:
-		return s.router.smart.Name, true
-	}
-	return "", false
+	t := s.router.table.Load()
+	q := spool.Queue{Domain: domain}
+	route := cmp.Or(q.Via(), t.choose(q, q.Recipient(), "").route)
+	return route, route != RouteMX
 }
 
 // Sites returns the name of the site of each queue domain. Domains that were not attempted of late are looked up, at most
@@ -74,7 +73,7 @@ func (s *Scheduler) Sites(ctx context.Context, domains []string) map[string]stri
 	for range min(siteLookups, len(missing)) {
 		wg.Go(func() {
 			for d := range work {
-				r, err := s.router.resolve(ctx, d)
+				r, err := s.router.resolve(ctx, spool.Queue{Domain: d})
 				if err != nil || r.refusal != nil {
 					continue
 				}
@@ -95,10 +94,8 @@ func (s *Scheduler) Sites(ctx context.Context, domains []string) map[string]stri
 
 // HasSite tells whether a site of that name was delivered to of late, or is a smarthost.
 func (s *Scheduler) HasSite(name string) bool {
-	for i := range s.router.others {
-		if strings.EqualFold(s.router.others[i].Name, name) {
-			return true
-		}
+	if slices.ContainsFunc(s.router.table.Load().names, func(n string) bool { return strings.EqualFold(n, name) }) {
+		return true
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -28,14 +28,14 @@ const waitingLookup = 3 * time.Second
 func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
 	ctx, cancel := context.WithTimeout(ctx, waitingLookup)
 	defer cancel()
-	r, err := s.router.resolve(ctx, q.Domain)
+	r, err := s.router.resolve(ctx, q)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case err != nil && q.Via() != "":
+	case err != nil && q.Via() != "" && q.Via() != RouteMX:
 		return Wait{Reason: "dns", Text: fmt.Sprintf("there is no smarthost %s in the configuration", q.Via())}
 	case err != nil:
-		return Wait{Reason: "dns", Text: fmt.Sprintf("the MX hosts of %s cannot be looked up", q.Domain)}
+		return Wait{Reason: "dns", Text: fmt.Sprintf("the MX hosts of %s cannot be looked up", q.Recipient())}
 	case r.refusal != nil:
 		return Wait{Reason: "turn", Text: r.refusal.reply.String()}
 	}

@@ -26,6 +26,9 @@ func (s *Scheduler) join(q spool.Queue, r *route) {
 	s.remember(q.Domain, st.name)
 	if s.stopping || now.Before(st.resume) {
 		until := st.resume
+		if r.fallback != "" && !s.stopping { // it was suspended since place looked
+			until = time.Time{}
+		}
 		s.mu.Unlock()
 		s.store.Return(q, until)
 		return
@@ -189,7 +192,7 @@ func (s *Scheduler) attempt(w *worker, b *bundle) (rep Report) {
 			rep = Report{}
 			for _, e := range b.envs {
 				res := s.retrier.presented(b.message, e, mail.ReplyOf(nil), s.now())
-				rep.done = append(rep.done, settlement{b.message, e, res})
+				rep.done = append(rep.done, settlement{message: b.message, envelope: e, result: res})
 			}
 		}
 	}()
@@ -309,8 +312,14 @@ func (s *Scheduler) suspend(st *site, p *pause) {
 // park returns queues of a paused site, after what is too old has expired.
 func (s *Scheduler) park(st *site, queues []spool.Queue) {
 	s.mu.Lock()
-	reply, host, until := st.reply, st.host, st.resume
+	reply, host, until, stood := st.reply, st.host, st.resume, st.route.fallback != ""
 	s.mu.Unlock()
+	if stood { // another route takes them at once
+		for _, q := range queues {
+			s.store.Return(q, time.Time{})
+		}
+		return
+	}
 	for chunk := range slices.Chunk(queues, leaseQueues) {
 		s.setAside(chunk, reply, host, until)
 		for _, q := range chunk {
@@ -326,9 +335,13 @@ func (s *Scheduler) defers(st *site, b *bundle) {
 	}
 	done := make([]settlement, 0, len(b.envs))
 	for _, e := range b.envs {
-		res := s.retrier.unpresented(b.message, e, st.reply, s.now(), st.resume)
+		next := st.resume
+		if st.route.fallback != "" { // another route takes them at once
+			next = s.now()
+		}
+		res := s.retrier.unpresented(b.message, e, st.reply, s.now(), next)
 		res.Host = st.host
-		done = append(done, settlement{b.message, e, res})
+		done = append(done, settlement{message: b.message, envelope: e, result: res})
 	}
 	s.settler.add(b.batch, done)
 }
@@ -391,14 +404,10 @@ func (s *Scheduler) arrived(st *site, lane int, l *spool.Lease, most int, now ti
 	}
 	b := s.track(l, st)
 	list := bundles(b, s.cfg.MaxRecipients, now)
-	expired := s.takeExpired(&list, now)
 	s.mu.Lock()
 	for _, x := range list {
 		st.leased[laneOf(x.class)] += len(x.envs)
 		s.observe(x.envs[0])
-	}
-	for i := range expired {
-		st.leased[laneOf(expired[i].envelope.Class)]++
 	}
 	if len(l.Envelopes) == most {
 		st.adapt(lane, now)
@@ -414,7 +423,6 @@ func (s *Scheduler) arrived(st *site, lane int, l *spool.Lease, most int, now ti
 		s.kick(st)
 	}
 	s.mu.Unlock()
-	s.settler.add(b, expired)
 }
 
 // observe remembers the lane of a stream. The caller holds mu.
@@ -423,26 +431,6 @@ func (s *Scheduler) observe(e *spool.Envelope) {
 		clear(s.streams)
 	}
 	s.streams[streamKey{e.Queue.Account, e.Queue.Stream}] = laneOf(e.Class)
-}
-
-// takeExpired takes out what is past its time and has been tried: what has not gets its one attempt, however late
-// the clock says it is.
-func (s *Scheduler) takeExpired(list *[]*bundle, now time.Time) []settlement {
-	var done []settlement
-	*list = slices.DeleteFunc(*list, func(b *bundle) bool {
-		if !now.After(s.retrier.expires(b.message)) {
-			return false
-		}
-		b.envs = slices.DeleteFunc(b.envs, func(e *spool.Envelope) bool {
-			if e.Attempts == 0 {
-				return false
-			}
-			done = append(done, settlement{b.message, e, s.retrier.unpresented(b.message, e, e.LastReply, now, now)})
-			return true
-		})
-		return len(b.envs) == 0
-	})
-	return done
 }
 
 // sweepSites forgets sites that have not been used for long, and shows what is open.

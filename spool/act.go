@@ -24,16 +24,42 @@ const (
 	ActionMove    Action = "move"    // to another route, due now: see Move
 )
 
-// viaRoute begins the domain of a queue whose envelopes were moved to a route: no domain holds a colon.
+// viaRoute begins the domain of a queue that is bound to a route: no domain holds a colon.
 const viaRoute = "via:"
 
-// Via returns the route that the queue's envelopes were moved to, "" for none.
+// RouteMX is the one route whose queues keep the recipient's domain: it is looked up there.
+const RouteMX = "mx"
+
+// QueueDomain names the queue in which envelopes to domain wait for a route: a smarthost, RouteMX, or "" for the one that
+// is found when they are due.
+func QueueDomain(route, domain string) string {
+	switch route {
+	case "":
+		return domain
+	case RouteMX:
+		return viaRoute + RouteMX + ":" + domain
+	}
+	return viaRoute + route
+}
+
+// Via returns the route that the queue is bound to, "" for none.
 func (q Queue) Via() string {
-	route, _ := strings.CutPrefix(q.Domain, viaRoute)
-	if len(route) == len(q.Domain) {
+	bound, ok := strings.CutPrefix(q.Domain, viaRoute)
+	if !ok {
 		return ""
 	}
+	route, _, _ := strings.Cut(bound, ":")
 	return route
+}
+
+// Recipient returns the recipients' domain, "" where the queue is bound to a route that takes all domains.
+func (q Queue) Recipient() string {
+	bound, ok := strings.CutPrefix(q.Domain, viaRoute)
+	if !ok {
+		return q.Domain
+	}
+	_, domain, _ := strings.Cut(bound, ":")
+	return domain
 }
 
 // event is the type of the event that tells of one envelope, "" for an unknown action.
@@ -95,10 +121,10 @@ func (s *Store) Act(ctx context.Context, a Action, sel Selector, who, why string
 	return s.act(ctx, order{action: a, who: who, why: why, now: s.now()}, sel, dryRun)
 }
 
-// Move is Act for ActionMove: what waits or is held goes to the queue of a route (the name of a smarthost), "" for the
-// route of its recipient's domain, and is due at once. Whether there is such a route is for the caller to know.
+// Move is Act for ActionMove: what waits or is held goes to the queue of a route (the name of a smarthost, or RouteMX),
+// "" for the route that the configuration says, and is due at once. Whether there is such a route is for the caller to know.
 func (s *Store) Move(ctx context.Context, route string, sel Selector, who, why string, dryRun bool) (ActResult, error) {
-	if len(route) > 128 || strings.ContainsAny(route, "@\x00") {
+	if len(route) > 128 || strings.ContainsAny(route, "@:\x00") {
 		return ActResult{}, fmt.Errorf("%w: route %q", ErrAction, route)
 	}
 	return s.act(ctx, order{action: ActionMove, route: route, who: who, why: why, now: s.now()}, sel, dryRun)
@@ -277,9 +303,7 @@ func (l *located) leave(tx kv.Tx) error {
 // queueOf is where ActionMove sends an envelope.
 func (o *order) queueOf(e *Envelope) Queue {
 	q := e.Queue
-	if q.Domain = e.To.Domain; o.route != "" {
-		q.Domain = viaRoute + o.route
-	}
+	q.Domain = QueueDomain(o.route, e.To.Domain)
 	return q
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -165,12 +166,13 @@ func (a *app) replyCommand() *cobra.Command {
 		Short:   "Understand SMTP replies",
 		Example: `  relayctl reply classify "550 5.1.1 user unknown"`,
 	})
-	phase := ""
+	phase, rules := "", ""
 	classify := &cobra.Command{
 		Use:   "classify TEXT…",
 		Short: "Tell what relayd makes of a reply: class, hard or not, whom it blames, what it does",
 		Example: `  relayctl reply classify "550 5.1.1 user unknown"
-  relayctl reply classify --phase data "421 4.7.0 try again later" -o json`,
+  relayctl reply classify --phase data "421 4.7.0 try again later" -o json
+  relayctl reply classify --rules /etc/relayd/replies.txt "550 mail box on holiday"`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			p, ok := map[string]delivery.Phase{
@@ -183,14 +185,35 @@ func (a *app) replyCommand() *cobra.Command {
 			if err != nil {
 				return usage("%v", err)
 			}
-			v := delivery.Classify(r, p)
+			classifier, err := classifierOf(rules)
+			if err != nil {
+				return err
+			}
+			v := classifier.Classify(r, p)
 			return a.print(v, pairs{
 				{"class", v.Class}, {"hard", yesNo(v.Hard)}, {"blame", string(v.Blame)}, {"action", string(v.Action)}, {"suppress", yesNo(v.Suppress)},
 			})
 		},
 	}
 	classify.Flags().StringVar(&phase, "phase", "rcpt", "`phase` of the session: connect, mail, rcpt or data")
+	classify.Flags().StringVar(&rules, "rules", "", "`file` of local rules, as delivery.reply_rules_file names it")
 	_ = classify.RegisterFlagCompletionFunc("phase", cobra.FixedCompletions([]string{"connect", "mail", "rcpt", "data"}, cobra.ShellCompDirectiveNoFileComp))
 	c.AddCommand(classify)
 	return c
+}
+
+// classifierOf reads a file of local rules, "" for none.
+func classifierOf(file string) (*delivery.Classifier, error) {
+	if file == "" {
+		return delivery.NewClassifier("")
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	c, err := delivery.NewClassifier(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, nil
 }

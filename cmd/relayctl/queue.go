@@ -257,7 +257,7 @@ func (a *app) queueAction(action, short, done string) *cobra.Command {
 		c.Flags().BoolVar(&in.Notify, "notify", false, "tell the senders of submitted messages by a delivery status notification")
 	}
 	if action == "move" {
-		c.Flags().StringVar(&in.Route, "route", "", "`name` of a smarthost, or default for the recipient's own route")
+		c.Flags().StringVar(&in.Route, "route", "", "`name` of a smarthost, mx for the recipient's MX hosts, or default for what the configuration says")
 	}
 	c.Flags().StringVar(&in.Reason, "reason", "", "`text` for the event log")
 	c.Flags().BoolVar(&all, "all", false, "everything that waits")

@@ -96,10 +96,10 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "run",
 		Short:   "run the daemon",
-		Long:    "Runs the daemon until SIGTERM or SIGINT. SIGHUP reads the TLS certificate again.",
+		Long:    "Runs the daemon until SIGTERM or SIGINT. SIGHUP reads the TLS certificate and [delivery] again.",
 		Example: "  relayd run --config /etc/relayd/relayd.toml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, _, err := load(file)
+			cfg, name, err := load(file)
 			if err != nil {
 				return err
 			}
@@ -115,7 +115,7 @@ func newRun() *cobra.Command {
 				for {
 					select {
 					case <-hup:
-						a.Reload()
+						a.Reload(func() (*config.Config, error) { return config.Load(name) })
 					case <-done:
 						return
 					}

@@ -154,7 +154,7 @@ func (a *App) buildDoors(ctx context.Context) (err error) {
 	}
 	a.intake, err = intake.New(cfg, intake.Deps{
 		DB: a.db, Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Quota: quota{a.quota},
-		Hostname: a.cfg.Hostname, Log: a.log,
+		Routes: routes{a}, Hostname: a.cfg.Hostname, Log: a.log,
 	})
 	return err
 }
@@ -250,8 +250,28 @@ func (a *App) runSMTP(ctx context.Context) error {
 	return errors.Join(err, <-done)
 }
 
-// Reload reads the certificate again.
-func (a *App) Reload() {
+// Reload reads the certificate and the configuration again. Of the configuration it puts into force what says so
+// ([delivery] and [retry]); a faulty one changes nothing. load is config.Load of the file that relayd was started with.
+func (a *App) Reload(load func() (*config.Config, error)) {
+	a.reloadCertificate()
+	cfg, err := load()
+	if err != nil {
+		a.log.Error("configuration.kept", "err", err)
+		return
+	}
+	kept, err := a.delivery.Reload(cfg.Delivery)
+	if err != nil {
+		a.log.Error("configuration.kept", "err", err)
+		return
+	}
+	if kept {
+		a.log.Warn("configuration.loaded", "reason", "some changes of [delivery] wait for a restart")
+		return
+	}
+	a.log.Info("configuration.loaded")
+}
+
+func (a *App) reloadCertificate() {
 	if a.certs == nil {
 		return
 	}

@@ -80,7 +80,7 @@ func (a *App) watchCertificate(ctx context.Context) error {
 		switch changed := a.certs.changed(); {
 		case changed && resting:
 			resting = false
-			a.Reload()
+			a.reloadCertificate()
 		default:
 			resting = changed
 		}

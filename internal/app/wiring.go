@@ -5,6 +5,7 @@ import (
 
 	"relayd/campaign"
 	"relayd/internal/kv"
+	"relayd/internal/mail"
 	"relayd/internal/suppression"
 	"relayd/spool"
 )
@@ -44,4 +45,11 @@ func (g gate) Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) 
 		return "", err
 	}
 	return entry.Reason, nil
+}
+
+// routes is intake.Routes: delivery is built after the door that asks it, and before anybody comes to the door.
+type routes struct{ app *App }
+
+func (r routes) QueueDomain(account, stream string, from, to mail.Path) string {
+	return r.app.delivery.QueueDomain(account, stream, from, to)
 }

@@ -5,11 +5,13 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"unicode/utf8"
 
 	"relayd/admin"
 	"relayd/campaign"
@@ -21,7 +23,7 @@ import (
 	"relayd/spool"
 )
 
-// Config is the whole configuration. Nothing is reloaded but what the doc comment of a field says.
+// Config is the whole configuration. SIGHUP puts into force what the doc comment of a field says, nothing else.
 type Config struct {
 	// Hostname is the EHLO name, the "by" of Received and the host of DSNs. Default: the machine's host name.
 	Hostname string `toml:"hostname"`
@@ -44,9 +46,9 @@ type Config struct {
 	Campaign campaign.Config `toml:"campaign"`
 	// DNS says whom to ask.
 	DNS resolver.Config `toml:"dns"`
-	// Delivery is the way out.
+	// Delivery is the way out. SIGHUP puts into force what its own fields say.
 	Delivery delivery.Config `toml:"delivery"`
-	// Retry holds named policies beside delivery.retry.
+	// Retry holds named policies beside delivery.retry. Reloaded on SIGHUP.
 	Retry map[string]delivery.Retry `toml:"retry"`
 	// Domains may send. Others are added over the API.
 	Domains []Domain `toml:"domain"`
@@ -167,6 +169,13 @@ func (c *Config) settle(d *decoder) {
 			h.Password = secret
 		}
 	}
+	if f := c.Delivery.ReplyRulesFile; f != "" {
+		rules, err := readText(f, maxRulesFile)
+		if err != nil {
+			d.fail("delivery.reply_rules_file", "%v", err)
+		}
+		c.Delivery.ReplyRules = rules
+	}
 	for i := range c.Domains {
 		if c.Domains[i].Sign == "" {
 			c.Domains[i].Sign = "required"
@@ -180,6 +189,28 @@ func (c *Config) settle(d *decoder) {
 	if u := c.Admin.PublicURL; split("admin", c.Admin.Validate()) == nil {
 		c.Campaign.PublicURL = u
 	}
+}
+
+// maxRulesFile bounds a file of reply rules, in octets.
+const maxRulesFile = 1 << 20
+
+// readText reads a file of at most most octets.
+func readText(file string, most int64) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	switch {
+	case err != nil:
+		return "", err
+	case int64(len(b)) > most:
+		return "", fmt.Errorf("%s has more than %d octets", file, most)
+	case !utf8.Valid(b):
+		return "", fmt.Errorf("%s is not UTF-8 text", file)
+	}
+	return string(b), nil
 }
 
 // readSecret reads one line.

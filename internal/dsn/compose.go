@@ -13,8 +13,22 @@ import (
 	"relayd/internal/mail"
 )
 
-// Notice is a failure notice about one message.
+// Kind is what a notice tells of its recipients.
+type Kind uint8
+
+// The kinds of notices.
+const (
+	Failed  Kind = iota // given up or refused
+	Delayed             // still tried
+	Relayed             // taken by a host that sends no notices of its own (RFC 3461 section 5.2.2)
+)
+
+// action is the Action field (RFC 3464 section 2.3.3).
+func (k Kind) action() string { return [...]string{"failed", "delayed", "relayed"}[k] }
+
+// Notice is a notice about one message to some of its recipients.
 type Notice struct {
+	Kind       Kind
 	Hostname   string    // Reporting-MTA, and the domain of the notice's sender
 	To         mail.Path // the reverse-path of the message
 	EnvelopeID string    // ENVID as the client gave it, "" for none
@@ -26,7 +40,7 @@ type Notice struct {
 	Recipients []Recipient
 }
 
-// Recipient is one address that the message did not reach.
+// Recipient is one address that the notice is about.
 type Recipient struct {
 	To       mail.Path
 	ORCPT    string // as the client gave it, "" for none
@@ -35,6 +49,7 @@ type Recipient struct {
 	Expired  bool   // given up, not refused
 	Attempts int
 	LastAt   time.Time // of the last attempt, zero for none
+	Until    time.Time // of a delayed one: no attempt after it
 }
 
 // Bounds of what is taken over from others.
@@ -68,7 +83,7 @@ func Compose(n Notice) ([]byte, error) {
 	part("message/delivery-status", "Delivery report")
 	b = append(b, "\r\n"...)
 	b = append(b, n.status()...)
-	part("text/rfc822-headers", "Undelivered message headers")
+	part("text/rfc822-headers", map[Kind]string{Failed: "Undelivered message headers", Delayed: "Delayed message headers", Relayed: "Message headers"}[n.Kind])
 	b = append(b, quotedHeader(n.Header)...)
 	return append(b, "\r\n--"+boundary+"--\r\n"...), nil
 }
@@ -77,6 +92,9 @@ func Compose(n Notice) ([]byte, error) {
 func (n *Notice) boundary() string {
 	h := sha256.New()
 	h.Write([]byte(n.QueueID + n.To.String()))
+	if n.Kind != Failed {
+		h.Write([]byte(n.Kind.action()))
+	}
 	h.Write(n.Header)
 	return "=_" + hex.EncodeToString(h.Sum(nil)[:16])
 }
@@ -96,7 +114,9 @@ func (n *Notice) header(boundary string) ([]byte, error) {
 		to = "undisclosed-recipients:;"
 	}
 	add("To", to)
-	add("Subject", "Undelivered Mail Returned to Sender")
+	add("Subject", map[Kind]string{
+		Failed: "Undelivered Mail Returned to Sender", Delayed: "Delayed Mail (still being retried)", Relayed: "Mail Relayed (no confirmation of delivery)",
+	}[n.Kind])
 	add("Auto-Submitted", "auto-replied") // RFC 3834 section 5
 	if id := n.originalID(); id != "" {
 		add("In-Reply-To", id)
@@ -128,12 +148,19 @@ func (n *Notice) text() string {
 		expired = expired && r.Expired
 	}
 	fmt.Fprintf(&b, "This is the mail system at %s.\r\n\r\n", n.Hostname)
-	if expired {
-		b.WriteString("Your message could not be delivered in time to the recipients below.\r\nNo further attempt will be made.\r\n")
-	} else {
-		b.WriteString("Your message could not be delivered to the recipients below.\r\n")
+	switch {
+	case n.Kind == Delayed:
+		b.WriteString("Your message is still on its way to the recipients below. There is nothing to do:\r\nit will be tried again.\r\n" +
+			"아래 수신자에게 메일 전달이 지연되고 있습니다. 계속 다시 시도하므로 조치하실 일은 없습니다.\r\n")
+	case n.Kind == Relayed:
+		b.WriteString("Your message was handed to the mail system of the recipients below, which does not\r\nconfirm deliveries.\r\n" +
+			"아래 수신자의 메일 시스템에 메일을 넘겼습니다. 그 시스템은 전달 결과를 알려 주지 않습니다.\r\n")
+	case expired:
+		b.WriteString("Your message could not be delivered in time to the recipients below.\r\nNo further attempt will be made.\r\n" +
+			"아래 수신자에게 메일을 전달하지 못했습니다.\r\n")
+	default:
+		b.WriteString("Your message could not be delivered to the recipients below.\r\n아래 수신자에게 메일을 전달하지 못했습니다.\r\n")
 	}
-	b.WriteString("아래 수신자에게 메일을 전달하지 못했습니다.\r\n")
 	if n.Subject != "" {
 		fmt.Fprintf(&b, "\r\nSubject: %s\r\n", mail.CleanText(n.Subject, 200))
 	}
@@ -167,8 +194,8 @@ func (n *Notice) status() []byte {
 			field("Original-Recipient", kind+"; "+decodeXtext(addr))
 		}
 		field("Final-Recipient", "rfc822; "+r.To.String())
-		field("Action", "failed")
-		field("Status", r.status().String())
+		field("Action", n.Kind.action())
+		field("Status", r.status(n.Kind).String())
 		if r.Host != "" {
 			host, _, _ := strings.Cut(r.Host, "[")
 			field("Remote-MTA", "dns; "+host)
@@ -179,13 +206,20 @@ func (n *Notice) status() []byte {
 		if !r.LastAt.IsZero() {
 			field("Last-Attempt-Date", r.LastAt.Format(time.RFC1123Z))
 		}
+		if n.Kind == Delayed && !r.Until.IsZero() {
+			field("Will-Retry-Until", r.Until.Format(time.RFC1123Z))
+		}
 	}
 	return b.Bytes()
 }
 
-// status is the code of the Status field: permanent always, since nothing more will be tried.
-func (r *Recipient) status() mail.Status {
+// status is the code of the Status field: of a failure permanent always, since nothing more will be tried.
+func (r *Recipient) status(k Kind) mail.Status {
 	switch st := r.Reply.Status; {
+	case k == Relayed:
+		return mail.Status{Class: 2, Subject: st.Subject, Detail: st.Detail}
+	case k == Delayed:
+		return mail.Status{Class: 4, Subject: st.Subject, Detail: st.Detail}
 	case r.Expired:
 		return mail.Status{Class: 5, Subject: 4, Detail: 7} // delivery time expired
 	case st.IsZero():

@@ -46,6 +46,11 @@ type Reservation interface {
 	Release()             // the message was not stored
 }
 
+// Routes names the queue in which an envelope waits, by who sends what to whom: delivery.Scheduler.
+type Routes interface {
+	QueueDomain(account, stream string, from, to mail.Path) string
+}
+
 // Deps are what an Intake works with.
 type Deps struct {
 	DB          kv.DB // of the spool; needed by PurgeKeys
@@ -54,6 +59,7 @@ type Deps struct {
 	Domains     DomainBook
 	Suppression Suppression
 	Quota       Quota            // nil: none
+	Routes      Routes           // nil: the queue is that of the recipient's domain
 	Hostname    string           // in Received and Message-ID
 	Log         *slog.Logger     // nil: no log
 	Now         func() time.Time // nil: time.Now
@@ -80,6 +86,15 @@ func New(cfg Config, deps Deps) (*Intake, error) {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Intake{cfg, deps}, nil
+}
+
+// queue is where an envelope waits.
+func (in *Intake) queue(account, stream string, from, to mail.Path) spool.Queue {
+	q := spool.Queue{Account: account, Stream: stream, Domain: to.Domain}
+	if in.deps.Routes != nil {
+		q.Domain = in.deps.Routes.QueueDomain(account, stream, from, to)
+	}
+	return q
 }
 
 // Accept takes a message over: nil means that it is on stable storage, and returns its queue ID. A message that repeats

@@ -32,7 +32,7 @@ func (in *Intake) PageTx(tx kv.Tx, p *Page) (err error) {
 	for i, r := range p.Recipients {
 		p.Envelopes[i] = &spool.Envelope{
 			ID:          mail.EnvelopeID{Message: m.ID, N: r.N},
-			Queue:       spool.Queue{Account: m.Account, Stream: m.Stream, Domain: r.To.Domain},
+			Queue:       in.queue(m.Account, m.Stream, m.ReversePath, r.To),
 			Class:       spool.Bulk,
 			To:          r.To,
 			Data:        r.Data,

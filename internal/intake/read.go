@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"relayd/dkim"
@@ -63,7 +64,7 @@ func (in *Intake) begin(s *Submission) (*taking, error) {
 		t.stream = "transactional"
 	}
 	if !isStream(t.stream) {
-		return nil, refuse(550, 6, 0, "Stream names have 1 to 64 letters, digits, '-' and '_'")
+		return nil, refuse(550, 6, 0, "Stream names have 1 to 64 letters, digits, '-' and '_', and do not begin with cmp_")
 	}
 	if len(s.Recipients) == 0 {
 		return nil, refuse(554, 5, 1, "No recipients")
@@ -109,6 +110,9 @@ func (t *taking) company() (also []func(kv.Tx) error) {
 	return also
 }
 
+// campaignPrefix begins the streams of campaigns, which nobody else may write to.
+const campaignPrefix = "cmp_"
+
 func isStream(s string) bool {
 	for i := range len(s) {
 		c := s[i]
@@ -116,7 +120,7 @@ func isStream(s string) bool {
 			return false
 		}
 	}
-	return s != "" && len(s) <= 64
+	return s != "" && len(s) <= 64 && !strings.HasPrefix(s, campaignPrefix)
 }
 
 // read takes the whole message and returns its record, signed. The body is then in t.body, which is the caller's to
@@ -258,7 +262,7 @@ func (t *taking) envelopes() []*spool.Envelope {
 		seen[r.To] = true
 		envs = append(envs, &spool.Envelope{
 			ID:          mail.EnvelopeID{Message: t.id, N: uint64(len(envs))},
-			Queue:       spool.Queue{Account: t.account, Stream: t.stream, Domain: r.To.Domain},
+			Queue:       t.in.queue(t.account, t.stream, t.sub.ReversePath, r.To),
 			Class:       t.sub.Class,
 			To:          r.To,
 			Notify:      r.Notify,

@@ -66,6 +66,7 @@ type MX struct {
 	Users      map[string]string            // passwords
 	Rule       func(s Step) Act             // nil: everything is taken
 	Received   func(m *Mail)                // told of each message, before its reply
+	Peer       func(client netip.AddrPort)  // told of each connection
 	IP         string                       // default 127.0.0.1
 	Port       int                          // default: any
 	Listen     func() (net.Listener, error) // instead of IP and Port
@@ -83,6 +84,7 @@ type MX struct {
 	sessions int
 	open     int
 	most     int
+	stripped bool
 	seen     map[string]int
 	conns    map[net.Conn]struct{}
 }
@@ -138,6 +140,16 @@ func (m *MX) AddrPort() netip.AddrPort { return netip.MustParseAddrPort(m.listen
 
 // PortNumber is the port alone.
 func (m *MX) PortNumber() int { return int(m.AddrPort().Port()) }
+
+// StripTLS has the MX offer STARTTLS no more, or again.
+func (m *MX) StripTLS(on bool) { m.note(func() { m.stripped = on }) }
+
+// offersTLS tells whether STARTTLS is offered now.
+func (m *MX) offersTLS() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.TLS != nil && !m.stripped
+}
 
 // Mails returns what was taken so far.
 func (m *MX) Mails() []*Mail {
@@ -220,6 +232,9 @@ func (m *MX) accept() {
 			return
 		}
 		s := &mxSession{mx: m, conn: conn}
+		if m.Peer != nil {
+			m.Peer(netip.MustParseAddrPort(conn.RemoteAddr().String()))
+		}
 		m.note(func() {
 			m.sessions++
 			m.open++
@@ -252,6 +267,7 @@ type mxSession struct {
 	tls     string
 	user    string
 	mail    *Mail
+	chunks  []byte // of BDAT
 	taken   int
 	heloed  bool
 	closing bool
@@ -302,7 +318,7 @@ func (s *mxSession) command(verb, arg string) bool {
 	switch verb {
 	case "EHLO":
 		lines := append([]string{s.mx.Hostname}, s.mx.Extensions...)
-		if s.mx.TLS != nil && s.tls == "" {
+		if s.mx.offersTLS() && s.tls == "" {
 			lines = append(lines, "STARTTLS")
 		}
 		if s.mx.Auth != "" {
@@ -336,8 +352,10 @@ func (s *mxSession) command(verb, arg string) bool {
 			return s.say("503 5.5.1 RCPT first")
 		}
 		return s.data(arg)
+	case "BDAT":
+		return s.chunk(arg)
 	case "RSET":
-		s.mail = nil
+		s.mail, s.chunks = nil, nil
 		return s.step(verb, arg, "250 2.0.0 ok")
 	case "NOOP":
 		return s.step(verb, arg, "250 2.0.0 ok")
@@ -378,8 +396,13 @@ func (s *mxSession) data(arg string) bool {
 	if err != nil {
 		return false
 	}
+	return s.finish(data)
+}
+
+// finish answers the end of a message.
+func (s *mxSession) finish(data []byte) bool {
 	s.mail.Data, s.mail.At = data, time.Now()
-	reply, act = s.ask("DOT", "", "", "250 2.0.0 taken")
+	reply, act := s.ask("DOT", "", "", "250 2.0.0 taken")
 	taken := s.mail
 	s.mail = nil
 	if strings.HasPrefix(reply, "2") {
