@@ -242,17 +242,19 @@ func TestD9HostileRepliesAreBoundedDeferredAndLogged(t *testing.T) {
 	}
 	const gigabyte = 1 << 30
 	for name, serve := range map[string]func(net.Conn){
-		"a_gigabyte_of_one_line":    flood(strings.Repeat("x", 64<<10), gigabyte),
-		"a_gigabyte_of_lines":       flood(strings.Repeat("220-more to come\r\n", 4<<10), gigabyte),
-		"a_gigabyte_of_nul":         flood(strings.Repeat("\x00", 64<<10), gigabyte),
-		"reply_without_end":         func(c net.Conn) { _, _ = c.Write([]byte("220 hello")) },
-		"wrong_digits":              func(c net.Conn) { _, _ = c.Write([]byte("2x0 hello\r\n")) },
-		"code_out_of_range":         func(c net.Conn) { _, _ = c.Write([]byte("999 hello\r\n")) },
-		"nul_in_the_code":           func(c net.Conn) { _, _ = c.Write([]byte("22\x000 hello\r\n")) },
-		"eight_bit":                 func(c net.Conn) { _, _ = c.Write([]byte("\xff\xfe\xfd\r\n")) },
-		"another_protocol":          func(c net.Conn) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) },
-		"tls_without_being_asked":   func(c net.Conn) { _, _ = c.Write([]byte{0x15, 3, 1, 0, 2, 2, 40}) },
-		"reply_before_the_command":  func(c net.Conn) { _, _ = c.Write([]byte("220 hi\r\n250 mx\r\n250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")) },
+		"a_gigabyte_of_one_line":  flood(strings.Repeat("x", 64<<10), gigabyte),
+		"a_gigabyte_of_lines":     flood(strings.Repeat("220-more to come\r\n", 4<<10), gigabyte),
+		"a_gigabyte_of_nul":       flood(strings.Repeat("\x00", 64<<10), gigabyte),
+		"reply_without_end":       func(c net.Conn) { _, _ = c.Write([]byte("220 hello")) },
+		"wrong_digits":            func(c net.Conn) { _, _ = c.Write([]byte("2x0 hello\r\n")) },
+		"code_out_of_range":       func(c net.Conn) { _, _ = c.Write([]byte("999 hello\r\n")) },
+		"nul_in_the_code":         func(c net.Conn) { _, _ = c.Write([]byte("22\x000 hello\r\n")) },
+		"eight_bit":               func(c net.Conn) { _, _ = c.Write([]byte("\xff\xfe\xfd\r\n")) },
+		"another_protocol":        func(c net.Conn) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) },
+		"tls_without_being_asked": func(c net.Conn) { _, _ = c.Write([]byte{0x15, 3, 1, 0, 2, 2, 40}) },
+		"reply_before_the_command": func(c net.Conn) {
+			_, _ = c.Write([]byte("220 hi\r\n250 mx\r\n250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n"))
+		},
 		"connection_that_says_none": func(net.Conn) {},
 	} {
 		t.Run(name, func(t *testing.T) {
