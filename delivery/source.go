@@ -140,7 +140,7 @@ func withBind(ctx context.Context, from netip.Addr) context.Context {
 
 // DialContext is network.
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{Timeout: d.timeout}
+	nd := net.Dialer{Timeout: d.timeout, KeepAlive: -1} // every wait has a deadline
 	if from, ok := ctx.Value(bindKey{}).(netip.Addr); ok {
 		nd.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
 	}

@@ -144,7 +144,8 @@ func (s *Server) listen(cfg Listener) error {
 	if err != nil {
 		return err
 	}
-	if l.Listener, err = net.Listen("tcp", cfg.Address); err != nil {
+	quiet := net.ListenConfig{KeepAlive: -1} // every wait has a deadline: probes would tell nothing more
+	if l.Listener, err = quiet.Listen(context.Background(), "tcp", cfg.Address); err != nil {
 		return err
 	}
 	s.listeners = append(s.listeners, l)

@@ -103,8 +103,10 @@ func newRun() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log := app.NewLogger(os.Stderr, cfg.Log)
-			a, err := app.New(cmd.Context(), cfg, log)
+			out := app.NewLogWriter(os.Stderr, cfg.Log)
+			defer out.Close() //nolint:errcheck // never fails
+			defer app.TuneCollector()()
+			a, err := app.New(cmd.Context(), cfg, app.NewLogger(out, cfg.Log))
 			if err != nil {
 				return err
 			}
