@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -20,6 +21,9 @@ type call struct {
 	state atomic.Int32
 	done  chan error // capacity 1
 }
+
+// maxGather bounds how often gather yields.
+const maxGather = 8
 
 // The states of a call. The committer claims it, or its context gives it up, never both.
 const (
@@ -76,6 +80,7 @@ func (b *Bolt) run() {
 	defer close(b.done)
 	debug.SetPanicOnFault(true) // a damaged page is an error of the transaction that met it
 	for {
+		b.gather()
 		batch, refused := b.take()
 		switch {
 		case len(batch) == 0 && errors.Is(refused, ErrClosed):
@@ -87,6 +92,21 @@ func (b *Bolt) run() {
 		default:
 			b.putBack(b.commit(batch))
 		}
+	}
+}
+
+// gather lets goroutines that can run do so, as long as that brings more calls: what is about to ask for a commit shares
+// this one. On an idle machine it costs nothing, on a busy one it makes fewer and larger commits of the same work.
+func (b *Bolt) gather() {
+	for seen, tries := 0, 0; tries < maxGather; tries++ {
+		b.mu.Lock()
+		n := len(b.waiting)
+		b.mu.Unlock()
+		if n == seen || n >= maxBatchCalls {
+			return
+		}
+		seen = n
+		runtime.Gosched()
 	}
 }
 
