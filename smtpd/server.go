@@ -62,6 +62,9 @@ type Server struct {
 	limits    *limits
 	oauth     *issuer // nil: OAUTHBEARER is not offered
 	buffers   sync.Pool
+	parked    chan func()   // goroutines that wait for a session receive
+	parking   atomic.Int32  // their number
+	draining  chan struct{} // closed when no session begins any more
 	inbound   *inboundAccepter
 	listeners []*listener
 
@@ -112,7 +115,7 @@ func newServer(cfg Config, deps Deps) (*Server, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
-	s := &Server{cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics, cfg.Listeners), sessions: map[*session]struct{}{}}
+	s := &Server{cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics, cfg.Listeners), sessions: map[*session]struct{}{}, parked: make(chan func()), draining: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -235,7 +238,7 @@ func (s *Server) admit(conn net.Conn, l *listener) {
 		s.turnAway(conn, l, ip, reason)
 		return
 	}
-	s.wg.Go(func() {
+	s.start(func() {
 		defer func() { s.limits.release(source) }()
 		if proxied {
 			client, err := s.introduce(conn, l, ip)
@@ -250,6 +253,39 @@ func (s *Server) admit(conn net.Conn, l *listener) {
 		}
 		s.serve(conn, l, ip)
 	})
+}
+
+// maxParked is how many goroutines wait for the next session after theirs has ended: one that has grown its stack
+// already serves a short session at a fraction of the cost.
+const maxParked = 64
+
+// start runs fn in a goroutine that waits for work, or in a new one.
+func (s *Server) start(fn func()) {
+	select {
+	case s.parked <- fn:
+		return
+	default:
+	}
+	s.wg.Go(func() {
+		for fn != nil {
+			fn()
+			fn = s.park()
+		}
+	})
+}
+
+// park waits for the next session, unless enough others do; nil ends the goroutine.
+func (s *Server) park() func() {
+	if s.parking.Add(1) <= maxParked {
+		select {
+		case fn := <-s.parked:
+			s.parking.Add(-1)
+			return fn
+		case <-s.draining:
+		}
+	}
+	s.parking.Add(-1)
+	return nil
 }
 
 // turnAway closes a connection that is one too many.
@@ -346,7 +382,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // stop closes the listeners and wakes the idle sessions.
 func (s *Server) stop() {
-	s.stopping.Store(true)
+	if !s.stopping.Swap(true) {
+		close(s.draining)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.listeners {

@@ -40,7 +40,7 @@ func (s *Store) commit(
 		if body.err != nil {
 			return body.err
 		}
-		m.chunks = body.chunks + 1
+		m.chunks = body.end()
 	}
 	p, err := s.prepare(m, envs, done)
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *Store) commit(
 		}
 		if body != nil {
 			if p.stored() {
-				if err := tx.Put(tableBody, bodyKey(m.ID, body.chunks), body.last()); err != nil {
+				if err := body.put(tx); err != nil {
 					return err
 				}
 			} else if err := removeBody(tx, m.ID, body.chunks); err != nil {
@@ -69,7 +69,7 @@ func (s *Store) commit(
 		return s.put(tx, p)
 	})
 	if err == nil && body != nil {
-		body.done = true
+		body.stored()
 	}
 	return err
 }
@@ -84,10 +84,7 @@ func (s *Store) PutTx(tx kv.Tx, m *Message, body []byte, envs []*Envelope, done 
 	}
 	m.chunks = 0
 	if body != nil {
-		m.chunks = uint32(len(body)/(chunkSize-1)) + 1 //nolint:gosec // few
-		if len(body) > 0 && len(body)%(chunkSize-1) == 0 {
-			m.chunks--
-		}
+		m.chunks = chunksOf(body)
 	}
 	if err := findKnown(tx, m, envs); err != nil {
 		return fmt.Errorf("put message %s: %w", m.ID, err)
@@ -97,7 +94,7 @@ func (s *Store) PutTx(tx kv.Tx, m *Message, body []byte, envs []*Envelope, done 
 		return fmt.Errorf("put message %s: %w", m.ID, err)
 	}
 	if body != nil && p.stored() {
-		if _, err := putBody(tx, m.ID, body); err != nil {
+		if err := putBody(tx, m.ID, body); err != nil {
 			return fmt.Errorf("put message %s: %w", m.ID, err)
 		}
 	}

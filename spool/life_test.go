@@ -214,7 +214,7 @@ func TestLargeBodyIsWrittenAheadInChunks(t *testing.T) {
 		_, err := w.Write([]byte(want[at:min(at+10_007, len(want))]))
 		require.NoError(t, err)
 	}
-	require.Equal(t, 4, f.records("body"))
+	require.Equal(t, 32, f.records("body"))
 	require.Equal(t, 1, f.records("draft"))
 	require.NoError(t, f.Commit(t.Context(), m, w, envs, nil))
 	require.Zero(t, f.records("draft"))

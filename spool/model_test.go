@@ -378,7 +378,7 @@ func (m *model) check(*rapid.T) {
 		body, err := m.f.body(e.id.Message)
 		require.NoError(m.t, err)
 		require.Equal(m.t, e.body, body)
-		bodies += max(1, (len(e.body)+262142)/262143)
+		bodies += max(1, (len(e.body)+32766)/32767)
 	}
 	require.Equal(m.t, bodies, m.f.records("body"), "bodies go with their last envelope")
 	require.Equal(m.t, len(messages)+len(m.camps), m.f.records("message"))

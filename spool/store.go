@@ -30,6 +30,7 @@ type Store struct {
 	seq     atomic.Uint64
 	notes   atomic.Uint32 // tells records of one nanosecond apart
 	inDoubt int
+	buffers bufferPool
 
 	pressure *pressure
 }

@@ -284,6 +284,12 @@ func (h *header) sign(bodyHash [32]byte) error {
 	return nil
 }
 
+// needsHash tells whether the message is signed, or compared with another.
+func (h *header) needsHash() bool {
+	d, _ := h.taking.in.deps.Domains.Domain(h.from.path.Domain)
+	return h.taking.sub.Internal || h.taking.key != "" || d.Sign != "none"
+}
+
 // keys returns the active keys of the From domain; none where the message is to leave unsigned.
 func (h *header) keys() ([]*dkim.Key, error) {
 	in, name := h.taking.in, h.from.path.Domain

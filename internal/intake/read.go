@@ -47,8 +47,8 @@ type taking struct {
 	header  *header
 	body    bodyWriter
 	newBody func() bodyWriter // empty, for the message's queue ID
-	hash    *dkim.BodyHasher
-	sum     [32]byte // of the body
+	hash    *dkim.BodyHasher  // nil where nobody asks for sum
+	sum     [32]byte          // of the body
 	bits    eightBits
 }
 
@@ -141,7 +141,9 @@ func (t *taking) read() (*spool.Message, error) {
 			return nil, fmt.Errorf("make message %s 7-bit: %w", t.id, err)
 		}
 	}
-	t.sum = t.hash.Sum()
+	if t.hash != nil {
+		t.sum = t.hash.Sum()
+	}
 	if err := t.header.sign(t.sum); err != nil {
 		return nil, err
 	}
@@ -167,28 +169,44 @@ func (t *taking) Write(p []byte) (int, error) {
 
 // gather adds p to the header section and returns what stands behind its end.
 func (t *taking) gather(p []byte) (rest []byte, err error) {
-	from := max(0, len(t.raw)-3)
-	t.raw = append(t.raw, p...)
-	end := -1
-	if bytes.HasPrefix(t.raw, []byte("\r\n")) {
-		end = 0
-	} else if i := bytes.Index(t.raw[from:], []byte("\r\n\r\n")); i >= 0 {
-		end = from + i + 2
+	had := len(t.raw)
+	seen := max(0, had-3) // an end mark may have begun before p
+	look := p
+	if had > 0 {
+		t.raw = append(t.raw, p...)
+		look = t.raw[seen:]
 	}
-	if most := t.in.cfg.MaxHeaderBytes; end > most || end < 0 && len(t.raw) > most {
+	end := -1
+	switch {
+	case seen == 0 && bytes.HasPrefix(look, []byte("\r\n")):
+		end = 0
+	default:
+		if i := bytes.Index(look, []byte("\r\n\r\n")); i >= 0 {
+			end = seen + i + 2
+		}
+	}
+	if most := t.in.cfg.MaxHeaderBytes; end > most || end < 0 && had+len(p) > most {
 		return nil, refuse(552, 3, 4, fmt.Sprintf("Header section is larger than %d octets", most))
 	}
-	if end < 0 {
+	switch {
+	case end < 0 && had == 0:
+		t.raw = append(t.raw, p...)
 		return nil, nil
+	case end < 0:
+		return nil, nil
+	case had == 0: // the usual way: the body behind it is not copied
+		t.raw = append(t.raw, p[:end]...)
 	}
-	rest = t.raw[end+2:]
+	rest = p[end+2-had:]
 	t.raw = t.raw[:end]
 	if t.binary {
 		if err := t.checkBinaryHeader(); err != nil {
 			return nil, err
 		}
 	}
-	t.header, err = t.newHeader(t.raw)
+	if t.header, err = t.newHeader(t.raw); err == nil && !t.header.needsHash() {
+		t.hash = nil
+	}
 	return rest, err
 }
 
@@ -197,7 +215,9 @@ func (t *taking) writeBody(p []byte) error {
 		return nil
 	}
 	t.bits.check(p)
-	_, _ = t.hash.Write(p) // never fails
+	if t.hash != nil {
+		_, _ = t.hash.Write(p) // never fails
+	}
 	_, err := t.body.Write(p)
 	return err
 }
