@@ -70,7 +70,7 @@ var oneClick = regexp.MustCompile(`<(http[^>]+/u/[^>]+)>`)
 func TestSuppressionStopsAQueuedMessage(t *testing.T) {
 	t.Parallel()
 	s := newSink(t, "", nil)
-	r := newRelay(t, options{mxPort: s.port})
+	r := newRelay(t, options{mxPort: s.port, retry: "attempts = 5\nfirst_delay = \"1h\"\nmultiplier = 1.0\nmax_age = \"24h\""})
 	r.mx("dest.example")
 	l := r.domain("shop.example")
 	require.NoError(t, r.dns.Add("later.example. 60 IN MX 10 mx.dest.example."))
@@ -84,6 +84,8 @@ func TestSuppressionStopsAQueuedMessage(t *testing.T) {
 	wait(t, "the first attempt", 10*time.Second, func() bool { return s.rcpts() >= 1 })
 	_, stderr, code := r.ctl("suppression", "add", "BUSY@dest.example.")
 	require.Zero(t, code, stderr)
+	wait(t, "the first attempt to be settled", 10*time.Second, func() bool { return r.stats().Deferred == 1 })
+	r.json(nil, "queue", "retry", "domain=dest.example")
 	out := r.settled(20 * time.Second).Outcomes
 	require.Equal(t, 1, out["suppressed"], "checked again right before MAIL FROM")
 	require.Zero(t, s.count())
