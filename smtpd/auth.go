@@ -33,6 +33,9 @@ func (s *session) mechanisms() []string {
 	if s.srv.oauth != nil {
 		list = append(list, sasl.OAuthBearer)
 	}
+	if len(s.certCredentials()) > 0 {
+		list = append(list, sasl.External)
+	}
 	return list
 }
 
@@ -114,6 +117,8 @@ func (s *session) mechanism(ctx context.Context, name string, got *login) sasl.S
 			got.cred, got.username, err = s.srv.oauth.check(token, s.srv.deps.Now())
 			return err
 		}}
+	case sasl.External:
+		return s.external(got)
 	}
 	return s.scram(ctx, name == scramSHA256Plus, got)
 }

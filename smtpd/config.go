@@ -109,6 +109,11 @@ type Listener struct {
 	// PROXY protocol header, version 1 or 2, which names the client. A connection from elsewhere is the client's own, and
 	// a header in it is no command. Default none.
 	Proxy []string `toml:"proxy"`
+	// ClientCAFile holds certificate authorities, PEM. A submission listener with TLS then asks its clients for a
+	// certificate; one of these authorities lets the client authenticate with EXTERNAL, as the credential that its
+	// subjectAltName (mail address or DNS name) or common name is. Without one, or with another, clients authenticate as
+	// ever. Read again when it has changed. Default none.
+	ClientCAFile string `toml:"client_ca_file"`
 }
 
 // proxies parses Proxy.
@@ -243,6 +248,9 @@ func (l Listener) validate() error {
 		}
 	default:
 		errs = append(errs, fmt.Errorf("tls: %q is none of starttls, implicit, none", l.TLS))
+	}
+	if l.ClientCAFile != "" && (l.Kind != Submission || l.TLS == NoTLS) {
+		errs = append(errs, errors.New("client_ca_file: is for submission listeners with TLS"))
 	}
 	return errors.Join(errs...)
 }

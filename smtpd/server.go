@@ -89,6 +89,8 @@ type listener struct {
 	tls     string
 	policy  policy
 	accept  Accepter
+
+	clientCAs *clientCAs // nil: no client certificates
 }
 
 // New checks cfg and binds all listeners, so that a wrong address fails before anything runs.
@@ -176,6 +178,14 @@ func (s *Server) newListener(cfg Listener) (*listener, error) {
 			return nil, fmt.Errorf("%s: submission needs an authenticator", cfg.Address)
 		}
 		l.policy, l.accept = submissionPolicy{s.deps.Senders}, s.deps.Accepter
+	}
+	if cfg.ClientCAFile != "" {
+		if _, ok := s.deps.Authenticator.(Credentials); !ok {
+			return nil, fmt.Errorf("%s: client_ca_file needs an authenticator that finds credentials by name", cfg.Address)
+		}
+		if l.clientCAs, err = newClientCAs(cfg.ClientCAFile); err != nil {
+			return nil, fmt.Errorf("%s: %w", cfg.Address, err)
+		}
 	}
 	return l, nil
 }

@@ -35,13 +35,14 @@ type session struct {
 	raw    net.Conn
 	wire   *wire
 
-	helo  string // "" before EHLO
-	esmtp bool
-	tls   string               // "TLS1.3 TLS_AES_128_GCM_SHA256", "" for none
-	state *tls.ConnectionState // nil without TLS
-	cert  *tls.Certificate     // that we showed
-	cred  *account.Credential  // nil before AUTH
-	tx    *transaction         // nil between transactions
+	helo      string // "" before EHLO
+	esmtp     bool
+	tls       string               // "TLS1.3 TLS_AES_128_GCM_SHA256", "" for none
+	state     *tls.ConnectionState // nil without TLS
+	cert      *tls.Certificate     // that we showed
+	certNames []string             // of the client's certificate, where it is right
+	cred      *account.Credential  // nil before AUTH
+	tx        *transaction         // nil between transactions
 
 	messages, errors, junk, authFailures int
 
@@ -234,6 +235,13 @@ func (s *session) handshake(ctx context.Context) bool {
 		s.cert, err = s.srv.deps.GetCertificate(h)
 		return s.cert, err
 	}
+	if s.lis.clientCAs != nil {
+		var err error
+		if cfg.ClientCAs, err = s.lis.clientCAs.get(); err != nil {
+			s.srv.log.Warn("certificate.unread", "listener", s.lis.name, "err", err)
+		}
+		cfg.ClientAuth = tls.RequestClientCert
+	}
 	conn := tls.Server(s.raw, cfg)
 	if dropped := s.wire.upgrade(conn); dropped > 0 {
 		s.srv.log.Warn("session.injection", "session", s.id, "ip", s.ip, "size", dropped)
@@ -248,6 +256,7 @@ func (s *session) handshake(ctx context.Context) bool {
 	}
 	state := conn.ConnectionState()
 	s.state = &state
+	s.checkCertificate(cfg.ClientCAs)
 	s.tls = tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
 	if len(s.tls) > 4 && s.tls[:4] == "TLS " {
 		s.tls = "TLS" + s.tls[4:]
