@@ -26,7 +26,7 @@ func probeOf(rt route) (path, contentType string) {
 	return path, "application/json"
 }
 
-func TestEveryRouteTimesEveryScope(t *testing.T) {
+func TestB6EveryRouteTimesEveryScope(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	tokens := map[string]string{}
@@ -75,7 +75,7 @@ func TestRoutesAreSane(t *testing.T) {
 	}
 }
 
-func TestBadKeysAreRefusedAlike(t *testing.T) {
+func TestB6BadKeysAreRefusedAlike(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	token := h.key("", "all")
@@ -104,7 +104,7 @@ func TestBadKeysAreRefusedAlike(t *testing.T) {
 	require.Equal(t, http.StatusUnauthorized, a.status, "a key in the URL is no key")
 }
 
-func TestRevokedKeyFailsAtOnce(t *testing.T) {
+func TestB6RevokedKeyFailsAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	k, err := h.root.CreateKey(t.Context(), api.CreateKey{Scopes: []string{"all"}})
@@ -114,7 +114,7 @@ func TestRevokedKeyFailsAtOnce(t *testing.T) {
 	require.Equal(t, http.StatusUnauthorized, h.raw("GET", "/v1/version", k.Key, "").status)
 }
 
-func TestKeysAreNeverLoggedNorShownAgain(t *testing.T) {
+func TestB6KeysAreNeverLoggedNorShownAgain(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	k, err := h.root.CreateKey(t.Context(), api.CreateKey{Scopes: []string{"all"}, Name: "n"})

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -95,7 +94,6 @@ func TestExternal(t *testing.T) {
 	cn := func(name string) func(*x509.Certificate) {
 		return func(c *x509.Certificate) { c.Subject.CommonName = name }
 	}
-	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	const offered, absent = "EXTERNAL", ""
 	for _, tc := range []struct {
 		name  string

@@ -2,11 +2,10 @@ package smtpd
 
 import (
 	"context"
+	"encoding/base64"
 	"io"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,9 +22,7 @@ import (
 	"relayd/spool"
 )
 
-// The rows of the threat model that are not in a file of their own subject. A1, A2, A9, A10, A14: data_test.go; A4, A6,
-// A7 (memory): policy_test.go; A12: chunk_test.go; B4, B8, B9: limit_test.go, deadline_test.go, idle_test.go. A3 is
-// delivery's.
+// The rows of the threat model that are not in a file of their own subject. docs/security.md names the tests of each.
 
 // realDoor is a server before a real intake and spool.
 func realDoor(t *testing.T) (*fixture, *spool.Store) {
@@ -150,35 +147,6 @@ func TestA13_TransactionsAreForgotten(t *testing.T) {
 	require.Empty(t, f.rec.all())
 }
 
-// TestA15_MIMEBombs: the structure of a body is nobody's business here; a header that is too large or has too many
-// fields is refused.
-func TestA15_MIMEBombs(t *testing.T) {
-	f, _ := realDoor(t)
-	var nested strings.Builder
-	for i := range 10_000 {
-		nested.WriteString("--b" + strconv.Itoa(i) + "\r\nContent-Type: multipart/mixed; boundary=b" + strconv.Itoa(i+1) + "\r\n\r\n")
-	}
-	for name, tc := range map[string]struct{ header, body, want string }{
-		"nesting":  {"", nested.String(), "250"},
-		"parts":    {"Content-Type: multipart/mixed; boundary=b\r\n", strings.Repeat("--b\r\n\r\nx\r\n", 100_000), "250"},
-		"boundary": {"Content-Type: multipart/mixed;\r\n boundary=" + strings.Repeat("b", 1<<20) + "\r\n", "", "55"},
-		"lines":    {strings.Repeat("X: y\r\n", 1_000_000), "", "552 5.3.4"},
-		"field":    {"X: " + strings.Repeat("y\r\n ", 25_000) + "\r\n", "", ""},
-	} {
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		began := time.Now()
-		c := f.inData(t, plain)
-		c.send("From: a@example.com\r\n" + tc.header + "\r\n" + tc.body + "\r\n.\r\n")
-		c.expect(tc.want)
-		runtime.ReadMemStats(&after)
-		require.Less(t, int64(after.HeapInuse)-int64(before.HeapInuse), int64(64<<20), name)
-		require.Less(t, time.Since(began), 20*time.Second, name)
-		c.cmd("NOOP", "250")
-	}
-}
-
 func TestA16_NothingIsTold(t *testing.T) {
 	t.Parallel()
 	f := start(t)
@@ -188,24 +156,82 @@ func TestA16_NothingIsTold(t *testing.T) {
 	c.cmd("EXPN staff", "502 5.5.1")
 }
 
-// TestB3_UnknownUserAndWrongPasswordAreEqual in answer and, within what a shared machine can measure, in time.
-func TestB3_UnknownUserAndWrongPasswordAreEqual(t *testing.T) {
-	f := start(t, func(c *Config) { c.MaxAuthFailures, c.MaxErrors = 1000, 1000 })
-	c := f.dial(t, plain)
-	c.expect("220")
-	c.cmd("EHLO x", "250 ")
-	var took [2][]time.Duration
-	answers := map[string]bool{}
-	for i := range 400 {
-		began := time.Now()
-		answers[c.cmd("AUTH PLAIN "+plainIR([]string{"app", "who"}[i%2], "wrong"), "535")] = true
-		took[i%2] = append(took[i%2], time.Since(began))
+// TestB3_UnknownUserAndWrongPasswordAreEqual in answer and in time, with the credentials of a real store: the median of
+// the ratio of pairs that are measured side by side is within 5 % of 1. A machine that is busy disturbs a round of
+// 200 pairs; a difference that an attacker could use disturbs all ten.
+func TestB3_UnknownUserAndWrongPasswordAreEqual(t *testing.T) { // not parallel: it measures
+	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "spool.db"), kv.BoltOptions{NoSync: true})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	accounts, err := account.Open(t.Context(), db, nil)
+	require.NoError(t, err)
+	known, _, err := accounts.CreateCredential(t.Context(), "default", nil)
+	require.NoError(t, err)
+	stranger := known.Username[:len(known.Username)-2] + "zz"
+	wrong := strings.Repeat("x", 43)
+	f := startWith(t, accounts, func(c *Config) { c.MaxAuthFailures, c.MaxErrors = 1_000_000, 1_000_000 })
+	for mechanism, try := range map[string]func(c *client, user string) string{
+		"PLAIN": func(c *client, user string) string { return c.cmd("AUTH PLAIN "+plainIR(user, wrong), "535") },
+		"SCRAM-SHA-256": func(c *client, user string) string {
+			first := c.cmd("AUTH SCRAM-SHA-256 "+b64("n,,n="+user+",r=abcdefghijkl"), "334 ")
+			challenge, err := base64.StdEncoding.DecodeString(strings.TrimSpace(first[4:]))
+			require.NoError(t, err)
+			nonce, _, _ := strings.Cut(string(challenge), ",")
+			return c.cmd(b64("c=biws,"+nonce+",p="+b64(wrong[:32])), "535")
+		},
+	} {
+		c := f.dial(t, plain)
+		c.expect("220")
+		c.cmd("EHLO x", "250 ")
+		answers := map[string]bool{}
+		timed := func(user string) float64 {
+			began := time.Now()
+			answers[try(c, user)] = true
+			return float64(time.Since(began))
+		}
+		var medians []float64
+		for range 10 {
+			var ratios []float64
+			for i := range 200 {
+				if i%2 == 0 { // who comes second gains from what the first has warmed
+					ratios = append(ratios, timed(known.Username)/timed(stranger))
+				} else {
+					second := timed(stranger)
+					ratios = append(ratios, timed(known.Username)/second)
+				}
+			}
+			slices.Sort(ratios)
+			median := (ratios[99] + ratios[100]) / 2
+			if medians = append(medians, median); median > 0.95 && median < 1.05 {
+				break
+			}
+		}
+		require.Len(t, answers, 1, mechanism)
+		require.InDelta(t, 1, medians[len(medians)-1], 0.05, "%s: wrong password / unknown user: %.3f", mechanism, medians)
+		t.Logf("%s: median of wrong password / unknown user: %.3f", mechanism, medians)
 	}
-	require.Len(t, answers, 1)
-	median := func(d []time.Duration) float64 { slices.Sort(d); return float64(d[len(d)/2]) }
-	ratio := median(took[0]) / median(took[1])
-	t.Logf("median of wrong password / unknown user: %.3f", ratio)
-	require.InDelta(t, 1, ratio, 0.5)
+}
+
+func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+
+// startWith is start with another authenticator.
+func startWith(t *testing.T, auth Authenticator, change func(*Config)) *fixture {
+	t.Helper()
+	cfg := testConfig()
+	change(&cfg)
+	f := &fixture{rec: &recorder{}, log: &lockedBuffer{}}
+	deps := testDeps(f.rec, io.Discard)
+	deps.Authenticator = auth
+	var err error
+	f.Server, err = New(cfg, deps)
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- f.Run(context.Background()) }()
+	t.Cleanup(func() {
+		require.NoError(t, f.Close())
+		require.NoError(t, <-done)
+	})
+	return f
 }
 
 // TestB10_WhatClientsSendIsNoKey: neither its length nor its characters enlarge or leave what is remembered of it.

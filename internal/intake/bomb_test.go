@@ -3,17 +3,15 @@ package intake
 import (
 	"fmt"
 	"io"
-	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// TestA15MIMEBombs: what would blow up a MIME parser passes as it is or is refused, with little memory and time: nothing
-// of a body is parsed here.
-func TestA15MIMEBombs(t *testing.T) { // not parallel: it measures
+// TestA15MIMEBombs: what would blow up a MIME parser passes as it is or is refused. What it costs is measured in e2e.
+func TestA15MIMEBombs(t *testing.T) {
+	t.Parallel()
 	f := open(t)
 	top := head + "MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
 	nested := func() io.Reader {
@@ -47,22 +45,15 @@ func TestA15MIMEBombs(t *testing.T) { // not parallel: it measures
 		}, "5.6.0"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := submission("")
 			s.Body = c.message()
-			var before, after runtime.MemStats
-			runtime.GC()
-			runtime.ReadMemStats(&before)
-			start := time.Now()
 			_, err := f.Accept(t.Context(), s)
-			took := time.Since(start)
-			runtime.ReadMemStats(&after)
 			if c.refused == "" {
 				require.NoError(t, err)
 			} else {
 				require.ErrorContains(t, err, c.refused)
 			}
-			require.Less(t, took, 2*time.Second)
-			require.Less(t, int64(after.HeapSys)-int64(before.HeapSys), int64(64<<20), "growth of the heap") //nolint:gosec // small
 		})
 	}
 }
