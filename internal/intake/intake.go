@@ -28,7 +28,7 @@ type Keyring interface {
 
 // Suppression tells whether mail to an address is unwanted: suppression.List.
 type Suppression interface {
-	Check(ctx context.Context, account string, to mail.Path, broadcast bool) (*suppression.Entry, error)
+	CheckMany(ctx context.Context, account string, to []mail.Path, broadcast bool) ([]*suppression.Entry, error)
 	CheckManyTx(tx kv.Tx, account string, to []mail.Path, broadcast bool) ([]*suppression.Entry, error)
 }
 

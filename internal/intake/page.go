@@ -51,31 +51,37 @@ func (in *Intake) PageAdded(p *Page) { in.deps.Spool.Added(p.Envelopes, p.Done) 
 // suppressTx returns the results of those envelopes whose recipients are suppressed.
 func (in *Intake) suppressTx(
 	tx kv.Tx, account string, envs []*spool.Envelope, broadcast bool, now time.Time,
-) (done []spool.Result, err error) {
+) ([]spool.Result, error) {
+	entries, err := in.deps.Suppression.CheckManyTx(tx, account, recipientsOf(envs), broadcast)
+	if err != nil {
+		return nil, err
+	}
+	return suppressed(envs, entries, now), nil
+}
+
+func recipientsOf(envs []*spool.Envelope) []mail.Path {
 	to := make([]mail.Path, len(envs))
 	for i, e := range envs {
 		to[i] = e.To
 	}
-	entries, err := in.deps.Suppression.CheckManyTx(tx, account, to, broadcast)
-	if err != nil {
-		return nil, err
-	}
-	for i, entry := range entries {
-		if entry != nil {
-			done = append(done, suppressed(envs[i], entry, now))
-		}
-	}
-	return done, nil
+	return to
 }
 
-func suppressed(e *spool.Envelope, entry *suppression.Entry, now time.Time) spool.Result {
-	return spool.Result{
-		ID:      e.ID,
-		Outcome: spool.Suppressed,
-		Reply: mail.Reply{
-			Code: 550, Status: mail.Status{Class: 5, Subject: 7, Detail: 1}, Text: "Recipient is suppressed: " + entry.Reason,
-		},
-		Reason: entry.Reason,
-		At:     now,
+// suppressed are the results of the envelopes that have an entry.
+func suppressed(envs []*spool.Envelope, entries []*suppression.Entry, now time.Time) (done []spool.Result) {
+	for i, entry := range entries {
+		if entry == nil {
+			continue
+		}
+		done = append(done, spool.Result{
+			ID:      envs[i].ID,
+			Outcome: spool.Suppressed,
+			Reply: mail.Reply{
+				Code: 550, Status: mail.Status{Class: 5, Subject: 7, Detail: 1}, Text: "Recipient is suppressed: " + entry.Reason,
+			},
+			Reason: entry.Reason,
+			At:     now,
+		})
 	}
+	return done
 }

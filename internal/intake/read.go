@@ -14,7 +14,6 @@ import (
 	"relayd/dkim"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
-	"relayd/internal/suppression"
 	"relayd/spool"
 )
 
@@ -296,18 +295,13 @@ func (t *taking) envelopes() []*spool.Envelope {
 // broadcast tells whether suppressions of bulk mail count.
 func (t *taking) broadcast() bool { return t.sub.Class == spool.Bulk }
 
-// suppress asks for each envelope whether its recipient is suppressed.
-func (t *taking) suppress(ctx context.Context, envs []*spool.Envelope) (done []spool.Result, err error) {
-	for _, e := range envs {
-		var entry *suppression.Entry
-		if entry, err = t.in.deps.Suppression.Check(ctx, t.account, e.To, t.broadcast()); err != nil {
-			return nil, fmt.Errorf("accept message: %w", err)
-		}
-		if entry != nil {
-			done = append(done, suppressed(e, entry, t.now))
-		}
+// suppress asks which recipients are suppressed.
+func (t *taking) suppress(ctx context.Context, envs []*spool.Envelope) ([]spool.Result, error) {
+	entries, err := t.in.deps.Suppression.CheckMany(ctx, t.account, recipientsOf(envs), t.broadcast())
+	if err != nil {
+		return nil, fmt.Errorf("accept message: %w", err)
 	}
-	return done, nil
+	return suppressed(envs, entries, t.now), nil
 }
 
 // maxTextLine bounds a line without its CRLF (RFC 5322 section 2.1.1).

@@ -81,6 +81,15 @@ func (l *List) Check(ctx context.Context, account string, to mail.Path, broadcas
 	return e, err
 }
 
+// CheckMany is Check for many mailboxes: one result for each, nil where nothing forbids.
+func (l *List) CheckMany(ctx context.Context, account string, to []mail.Path, broadcast bool) (found []*Entry, err error) {
+	err = l.db.View(ctx, func(tx kv.Tx) (err error) {
+		found, err = l.CheckManyTx(tx, account, to, broadcast)
+		return err
+	})
+	return found, err
+}
+
 // CheckTx is Check inside a transaction.
 func (l *List) CheckTx(tx kv.Tx, account string, to mail.Path, broadcast bool) (*Entry, error) {
 	found, err := l.CheckManyTx(tx, account, []mail.Path{to}, broadcast)
