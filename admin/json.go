@@ -213,6 +213,7 @@ func (r *request) decode(v any) error {
 	}
 	d := json.NewDecoder(bytes.NewReader(r.body))
 	d.DisallowUnknownFields()
+	d.UseNumber() // merge data: an order number of 20 digits stays as it is
 	err := d.Decode(v)
 	if err == nil {
 		return nil

@@ -100,7 +100,7 @@ func (s *Server) submission(r *request, in *api.SendMessage) (*intake.Submission
 		}
 		seen[to.Key()] = true
 	}
-	message, err := messageOf(in, from)
+	message, err := s.message(r, in, account, from, sub.Recipients[0].To)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -127,6 +127,24 @@ func mailboxPath(pointer string, box api.Mailbox) (mail.Path, error) {
 		return p, invalid(pointer+"/name", api.CodeInvalidParameter, "A name is one line of at most 200 bytes without control characters.")
 	}
 	return p, nil
+}
+
+// message makes the message of a stored template, or of the request itself.
+func (s *Server) message(r *request, in *api.SendMessage, account string, from, to mail.Path) ([]byte, error) {
+	if in.Template == nil {
+		if in.Data != nil {
+			return nil, invalid("/data", api.CodeInvalidParameter, "Data is for a template.")
+		}
+		return messageOf(in, from)
+	}
+	if in.Subject != "" || in.Text != "" || in.HTML != "" || len(in.Raw) > 0 {
+		return nil, invalid("/template", api.CodeInvalidParameter, "Give either template or the parts of a message.")
+	}
+	head, err := addressesOf(in, from)
+	if err != nil {
+		return nil, err
+	}
+	return s.deps.Templates.SingleMessage(r.Context(), account, *in.Template, in.Data, head, from, to)
 }
 
 // messageOf returns the message of the request (RFC 5322). The intake adds what is missing, such as Date.
@@ -170,6 +188,16 @@ func messageOf(in *api.SendMessage, from mail.Path) ([]byte, error) {
 }
 
 func headerOf(in *api.SendMessage, from mail.Path) ([]byte, error) {
+	b, err := addressesOf(in, from)
+	if err != nil {
+		return nil, err
+	}
+	b, err = mail.AppendField(b, "Subject", in.Subject)
+	return append(b, "MIME-Version: 1.0\r\n"...), err
+}
+
+// addressesOf writes From, To and Reply-To.
+func addressesOf(in *api.SendMessage, from mail.Path) ([]byte, error) {
 	type field struct {
 		name  string
 		boxes []api.Mailbox
@@ -200,8 +228,7 @@ func headerOf(in *api.SendMessage, from mail.Path) ([]byte, error) {
 			return nil, err
 		}
 	}
-	b, err := mail.AppendField(b, "Subject", in.Subject)
-	return append(b, "MIME-Version: 1.0\r\n"...), err
+	return b, nil
 }
 
 // writePart writes header and body of a text part. Quoted-printable keeps lines short and passes every server.

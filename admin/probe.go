@@ -30,6 +30,7 @@ func (s *Server) public() []publicRoute {
 		{"GET /v1/openapi.json", s.openAPIPage},
 		{"GET /v1/backup", s.downloadBackup}, // of the admin socket
 		{"GET /robots.txt", s.robots},
+		{"GET /a/{token}/{name}", s.serveAsset},
 		{"GET /u/{token}", s.showUnsubscribe},
 		{"POST /u/{token}", s.postUnsubscribe},
 	}

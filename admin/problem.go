@@ -35,6 +35,12 @@ var errorTable = []struct {
 	{account.ErrNotFound, http.StatusNotFound, api.CodeNotFound, false},
 	{spool.ErrNotFound, http.StatusNotFound, api.CodeNotFound, false},
 	{campaign.ErrNotFound, http.StatusNotFound, api.CodeNotFound, false},
+	{campaign.ErrTemplateNotFound, http.StatusNotFound, api.CodeNotFound, false},
+	{campaign.ErrAssetNotFound, http.StatusNotFound, api.CodeNotFound, false},
+	{campaign.ErrTemplateExists, http.StatusConflict, api.CodeConflict, true},
+	{campaign.ErrTooMany, http.StatusConflict, api.CodeConflict, true},
+	{campaign.ErrAssetUsed, http.StatusConflict, api.CodeConflict, true},
+	{campaign.ErrChanged, http.StatusPreconditionFailed, api.CodeETagMismatch, true},
 	{dkim.ErrNoKey, http.StatusNotFound, api.CodeNotFound, false},
 	{mail.ErrBadID, http.StatusNotFound, api.CodeNotFound, false},
 	{account.ErrExists, http.StatusConflict, api.CodeConflict, true},
@@ -200,7 +206,7 @@ func titleOf(code string) string {
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
 	var allow []string
 	if isCleanPath(r.URL.EscapedPath()) {
-		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
 			other := &http.Request{Method: method, URL: r.URL, Host: r.Host, Header: http.Header{}}
 			if _, pattern := s.mux.Handler(other); pattern != "" && pattern != "/" {
 				allow = append(allow, method)

@@ -78,7 +78,7 @@ func (s *Server) table() []route {
 	large := func(r route, limit int64) route { r.limit = limit; return r }
 	upload := func(r route) route { r.upload = true; return r }
 	const ok, created, accepted, empty = http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNoContent
-	return []route{
+	return slices.Concat(s.templateRoutes(), s.assetRoutes(), []route{
 		get("/v1/version", "", "Version of relayd", gives(s.version)),
 
 		large(post("/v1/campaigns", "campaigns:write", "Create a campaign; with start, send it (campaigns:send)", created,
@@ -139,7 +139,7 @@ func (s *Server) table() []route {
 
 		get("/v1/events", "events:read", "Read the event log, oldest first", gives(s.listEvents), "account", "type", "envelope",
 			"campaign", "since", "until", "limit", "cursor"),
-	}
+	})
 }
 
 // newMux registers the table and what is public.

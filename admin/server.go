@@ -88,6 +88,8 @@ type Deps struct {
 	Suppression *suppression.List
 	Intake      Accepter
 	Campaigns   Campaigns
+	Templates   Templates
+	Assets      Assets
 	Unsubscribe Unsubscriber
 	Resolver    Resolver
 	SendingIPs  []netip.Addr                           // from which mail leaves; empty: the addresses of Hostname

@@ -75,6 +75,9 @@ func (s *Service) prepare(ctx context.Context, r *record) error {
 
 // examine makes every recipient's message without keeping it.
 func (s *Service) examine(ctx context.Context, r *record) error {
+	if err := s.freeze(ctx, r); err != nil {
+		return err
+	}
 	c, err := s.compile(ctx, r)
 	if err != nil {
 		return err

@@ -3,43 +3,41 @@ package campaign
 import (
 	"container/list"
 	"sync"
-
-	"relayd/internal/mail"
 )
 
-// cache keeps compiled campaigns, the least recently used go first when they grow beyond a number of bytes. One always
+// cache keeps compiled campaigns or templates, the least recently used go first when they grow beyond a number of bytes. One always
 // stays. Two who ask for the same at once wait for one compilation.
-type cache struct {
+type cache[K comparable] struct {
 	mu    sync.Mutex
 	most  int64
 	size  int64
-	order *list.List // of *cached, the last used first
-	items map[mail.QueueID]*list.Element
+	order *list.List // of *cached[K], the last used first
+	items map[K]*list.Element
 }
 
-type cached struct {
-	id   mail.QueueID
+type cached[K comparable] struct {
+	id   K
 	once sync.Once
 	c    *composition
 	err  error
 	size int64
 }
 
-func newCache(most int64) *cache {
-	return &cache{most: most, order: list.New(), items: map[mail.QueueID]*list.Element{}}
+func newCache[K comparable](most int64) *cache[K] {
+	return &cache[K]{most: most, order: list.New(), items: map[K]*list.Element{}}
 }
 
 // get returns what compile once made for id. Errors are not kept.
-func (c *cache) get(id mail.QueueID, compile func() (*composition, error)) (*composition, error) {
+func (c *cache[K]) get(id K, compile func() (*composition, error)) (*composition, error) {
 	c.mu.Lock()
 	el := c.items[id]
 	if el == nil {
-		el = c.order.PushFront(&cached{id: id})
+		el = c.order.PushFront(&cached[K]{id: id})
 		c.items[id] = el
 	} else {
 		c.order.MoveToFront(el)
 	}
-	item := el.Value.(*cached) //nolint:forcetypeassert // the list holds nothing else
+	item := el.Value.(*cached[K]) //nolint:forcetypeassert // the list holds nothing else
 	c.mu.Unlock()
 	item.once.Do(func() {
 		item.c, item.err = compile()
@@ -61,14 +59,14 @@ func (c *cache) get(id mail.QueueID, compile func() (*composition, error)) (*com
 	return item.c, item.err
 }
 
-func (c *cache) drop(el *list.Element) {
-	item := el.Value.(*cached) //nolint:forcetypeassert // the list holds nothing else
+func (c *cache[K]) drop(el *list.Element) {
+	item := el.Value.(*cached[K]) //nolint:forcetypeassert // the list holds nothing else
 	c.order.Remove(el)
 	delete(c.items, item.id)
 	c.size -= item.size
 }
 
-func (c *cache) clear() {
+func (c *cache[K]) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.order.Init()

@@ -17,6 +17,8 @@ import (
 // It is not changed after newComposition and may be used by many goroutines.
 type composition struct {
 	id       mail.QueueID
+	mark     string // in boundaries and content IDs
+	single   bool   // a message to one person or a few, without the fields of a list
 	account  string
 	name     string
 	from     mail.Path
@@ -54,11 +56,23 @@ const (
 // newComposition compiles a request. An error is an *Invalid that tells all that is wrong with it.
 func newComposition(id mail.QueueID, account string, req *api.CreateCampaign, hostname, publicURL string) (*composition, error) {
 	bad := &Invalid{}
-	c := &composition{id: id, account: account, name: req.Name, host: hostname, unsub: unsubscribeBase(publicURL)}
+	c := &composition{id: id, mark: id.String(), account: account, name: req.Name, host: hostname, unsub: unsubscribeBase(publicURL)}
 	c.addresses(req, bad)
-	c.data(req, bad)
-	t := &req.Template
-	set := newImages(t, id.String(), hostname, bad)
+	c.data(req.Data, &req.Template, bad)
+	set, err := c.content(&req.Template, bad)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.assemble(req, set); err != nil {
+		return nil, err
+	}
+	c.lint(&req.Template, set)
+	return c, nil
+}
+
+// content compiles a template. What is wrong with it is added to bad, which is returned when it holds anything.
+func (c *composition) content(t *api.CampaignTemplate, bad *Invalid) (*imageSet, error) {
+	set := newImages(t, c.mark, c.host, bad)
 	if err := bad.orNil(); err != nil {
 		return nil, err
 	}
@@ -79,7 +93,11 @@ func newComposition(id mail.QueueID, account string, req *api.CreateCampaign, ho
 	if err := bad.orNil(); err != nil {
 		return nil, err
 	}
-	c.checkUnsubscribe(t, bad)
+	if c.single {
+		c.checkSingle(bad)
+	} else {
+		c.checkUnsubscribe(t, bad)
+	}
 	if err := bad.orNil(); err != nil {
 		return nil, err
 	}
@@ -88,11 +106,19 @@ func newComposition(id mail.QueueID, account string, req *api.CreateCampaign, ho
 			p.prepare()
 		}
 	}
-	if err := c.assemble(req, set); err != nil {
-		return nil, err
+	return set, nil
+}
+
+// checkSingle refuses values that only a campaign has.
+func (c *composition) checkSingle(bad *Invalid) {
+	for _, u := range c.uses() {
+		switch {
+		case !u.system:
+		case u.root == "unsubscribe_url", u.root == "amazonSESUnsubscribeUrl", u.root == "campaign_name", u.root == "message_id":
+			pointer := "/template/" + u.part
+			bad.add(pointer, api.CodeTemplateVariable, "%s: %s is there in broadcasts only", u.place(), u.root)
+		}
 	}
-	c.lint(t, set)
-	return c, nil
 }
 
 // unsubscribeBase is what stands before the token in a link.
@@ -157,11 +183,11 @@ func parseAddress(s string) (mail.Path, error) {
 }
 
 // data checks the campaign's merge data.
-func (c *composition) data(req *api.CreateCampaign, bad *Invalid) {
-	c.scope = scope{data: req.Data, vars: req.Template.Variables, partials: req.Template.Partials}
-	checkPartials(req.Template.Partials, bad)
+func (c *composition) data(data map[string]any, t *api.CampaignTemplate, bad *Invalid) {
+	c.scope = scope{data: data, vars: t.Variables, partials: t.Partials, single: c.single}
+	checkPartials(t.Partials, bad)
 	size := 0
-	for _, name := range sortedKeys(req.Data) {
+	for _, name := range sortedKeys(data) {
 		pointer := "/data/" + escapePointer(name)
 		if isReserved(name) {
 			bad.add(pointer, api.CodeInvalidParameter, "%q is filled in by relayd", name)
@@ -169,23 +195,34 @@ func (c *composition) data(req *api.CreateCampaign, bad *Invalid) {
 		if len(name) > maxAttributeName {
 			bad.add(pointer, api.CodeInvalidParameter, "name longer than %d bytes", maxAttributeName)
 		}
-		if s, ok := req.Data[name].(string); ok {
+		if s, ok := data[name].(string); ok {
 			size += len(s)
 			if len(s) > maxSource || !utf8.ValidString(s) {
 				bad.add(pointer, api.CodeInvalidParameter, "longer than %d bytes, or not UTF-8", maxSource)
 			}
 			continue
 		}
-		if !checkNested(req.Data[name], 0, &size) {
+		if !checkNested(data[name], 0, &size) {
 			bad.add(pointer, api.CodeInvalidParameter, "merge tags stand only in values of the first level; lists nest at most %d deep", maxDepth)
 		}
 	}
 	if size > maxData {
 		bad.add("/data", api.CodeInvalidParameter, "more than %d bytes", maxData)
 	}
-	for _, name := range sortedKeys(req.Template.Variables) {
-		if v := req.Template.Variables[name]; v.Type != "" && v.Type != "html" && v.Type != "text" {
-			bad.add("/template/variables/"+escapePointer(name)+"/type", api.CodeInvalidParameter, `%q is not "html" or "text"`, clip(v.Type, 40))
+	for _, name := range sortedKeys(t.Variables) {
+		v, pointer := t.Variables[name], "/template/variables/"+escapePointer(name)
+		switch {
+		case v.Type != "" && v.Type != "html" && v.Type != "text":
+			bad.add(pointer+"/type", api.CodeInvalidParameter, `%q is not "html" or "text"`, clip(v.Type, 40))
+		case v.Type == "html" && v.Scope == "contact":
+			bad.add(pointer+"/type", api.CodeInvalidParameter, "what a contact has is always text")
+		case v.Scope != "" && v.Scope != "campaign" && v.Scope != "contact" && v.Scope != "message":
+			bad.add(pointer+"/scope", api.CodeInvalidParameter, `%q is not "campaign", "contact" or "message"`, clip(v.Scope, 40))
+		case isReserved(name):
+			bad.add(pointer, api.CodeInvalidParameter, "%q is filled in by relayd", name)
+		}
+		if _, given := data[name]; v.Required && v.Scope == "campaign" && !given && v.Default == nil {
+			bad.add("/data/"+escapePointer(name), "required", "the template declares %q as required", name)
 		}
 	}
 }

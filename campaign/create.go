@@ -33,6 +33,10 @@ func (s *Service) Create(ctx context.Context, account string, req *api.CreateCam
 	if err := s.checkRequest(account, req); err != nil {
 		return api.Campaign{}, err
 	}
+	req, err := s.withTemplate(ctx, account, req)
+	if err != nil {
+		return api.Campaign{}, err
+	}
 	c, err := newComposition(id, account, req, s.cfg.Hostname, s.cfg.PublicURL)
 	if err != nil {
 		return api.Campaign{}, err

@@ -17,8 +17,8 @@ const (
 	maxImageBytes = 10 << 20 // of all of a campaign
 )
 
-// image is a picture that the HTML refers to as cid:NAME or asset:NAME.
-type image struct {
+// picture is an image that the HTML refers to as cid:NAME or asset:NAME.
+type picture struct {
 	name        string
 	contentID   string
 	contentType string
@@ -27,7 +27,7 @@ type image struct {
 	used        bool
 }
 
-type imageSet struct{ list []*image }
+type imageSet struct{ list []*picture }
 
 // newImages checks the images of a template. scope is what makes content IDs differ between campaigns.
 func newImages(t *api.CampaignTemplate, scope, host string, bad *Invalid) *imageSet {
@@ -47,12 +47,20 @@ func newImages(t *api.CampaignTemplate, scope, host string, bad *Invalid) *image
 	size := 0
 	for i, in := range t.Images {
 		pointer := fmt.Sprintf("/template/images/%d", i)
-		img := &image{name: in.Name, contentID: strings.Trim(in.ContentID, "<>"), contentType: in.ContentType, url: in.URL}
+		img := &picture{name: in.Name, contentID: strings.Trim(in.ContentID, "<>"), contentType: in.ContentType, url: in.URL}
 		var err error
 		if img.content, err = base64.StdEncoding.DecodeString(strings.Join(strings.Fields(in.Content), "")); err != nil {
 			bad.add(pointer+"/content", api.CodeInvalidParameter, "not base64: %s", err)
 		}
 		size += len(img.content)
+		linked := asLink
+		switch in.Mode {
+		case "":
+		case "cid", "link":
+			linked = in.Mode == "link"
+		default:
+			bad.add(pointer+"/mode", api.CodeInvalidParameter, `%q is not "cid" or "link"`, clip(in.Mode, 40))
+		}
 		if img.name == "" {
 			img.name = img.contentID
 		}
@@ -76,11 +84,11 @@ func newImages(t *api.CampaignTemplate, scope, host string, bad *Invalid) *image
 			}
 		}
 		switch {
-		case asLink && img.url == "":
-			bad.add(pointer+"/url", "required", "images = \"link\" needs the url at which the image is found")
-		case !asLink && len(img.content) == 0 && img.url == "":
+		case linked && img.url == "":
+			bad.add(pointer+"/url", "required", "an image that is linked to needs the url at which it is found; upload it as an asset to get one")
+		case !linked && len(img.content) == 0 && img.url == "":
 			bad.add(pointer+"/content", "required", "an image needs content or url")
-		case !asLink && len(img.content) > 0:
+		case !linked && len(img.content) > 0:
 			img.url = ""
 			img.contentType = checkImageType(img, pointer, bad)
 		}
@@ -102,7 +110,7 @@ func isImageName(s string) bool {
 }
 
 // checkImageType requires that the content is what it is said to be, and tells where nothing is said.
-func checkImageType(img *image, pointer string, bad *Invalid) string {
+func checkImageType(img *picture, pointer string, bad *Invalid) string {
 	is := ""
 	switch b := img.content; {
 	case bytes.HasPrefix(b, []byte("\x89PNG\r\n\x1a\n")):
@@ -129,7 +137,7 @@ func checkImageType(img *image, pointer string, bad *Invalid) string {
 	return is
 }
 
-func (s *imageSet) named(name string) *image {
+func (s *imageSet) named(name string) *picture {
 	for _, img := range s.list {
 		if img.name == name || img.contentID == name {
 			return img
@@ -184,7 +192,7 @@ func (s *imageSet) refer(c *compiler, t token) (string, error) {
 }
 
 // appendPart writes the image as a part of multipart/related.
-func (img *image) appendPart(b []byte) []byte {
+func (img *picture) appendPart(b []byte) []byte {
 	b = append(b, "Content-Type: "+img.contentType+"; name=\""+img.name+"\"\r\n"+
 		"Content-Transfer-Encoding: base64\r\n"+
 		"Content-ID: <"+img.contentID+">\r\n"+

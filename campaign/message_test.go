@@ -18,6 +18,7 @@ import (
 	"pgregory.net/rapid"
 
 	"relayd/internal/api"
+	"relayd/internal/checklist"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
 	"relayd/spool"
@@ -62,12 +63,12 @@ func parts(t failer, msg []byte) (map[string]string, []string) {
 	return leaves, order
 }
 
-// lintMessage checks what holds for every message (F01, F02, F05, F06, F08 of deliverability.md).
+// lintMessage checks what holds for every broadcast: all rules of the checklist, and what our own messages keep beyond them.
 func lintMessage(t failer, msg []byte) {
 	t.Helper()
-	require.NotContains(t, strings.ReplaceAll(string(msg), "\r\n", ""), "\n")
-	require.NotContains(t, strings.ReplaceAll(string(msg), "\r\n", ""), "\r")
-	require.NotContains(t, string(msg), "\x00")
+	for _, f := range checklist.Check(msg, checklist.Options{Broadcast: true, Host: "relay.example"}) {
+		require.NotEqual(t, checklist.Error, f.Level, "%s", f)
+	}
 	for i, line := range strings.Split(string(msg), "\r\n") {
 		require.LessOrEqual(t, len(line), 998, "line %d", i)
 		for _, c := range []byte(line) {
@@ -87,11 +88,7 @@ func lintMessage(t failer, msg []byte) {
 	for _, name := range []string{"Bcc", "Cc", "Sender", "Return-Path", "Auto-Submitted"} {
 		require.Zero(t, h.Count(name), name)
 	}
-	require.Equal(t, "List-Unsubscribe=One-Click", h.Get("List-Unsubscribe-Post"))
 	require.True(t, strings.HasPrefix(h.Get("List-Unsubscribe"), "<https://u.shop.example/u/"))
-	from, err := netmail.ParseAddressList(h.Get("From"))
-	require.NoError(t, err)
-	require.Len(t, from, 1)
 }
 
 func goldenRequests() map[string]*api.CreateCampaign {

@@ -38,15 +38,21 @@ func (c *composition) assemble(req *api.CreateCampaign, set *imageSet) error {
 	c.foot = append(c.foot, "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"+
 		"List-Id: <"+stream+"."+c.from.Domain+">\r\n"+
 		"Precedence: bulk\r\n"+
-		"Feedback-ID: "+c.feedbackID(stream)+"\r\n"+
-		"MIME-Version: 1.0\r\n"...)
+		"Feedback-ID: "+c.feedbackID(stream)+"\r\n"...)
+	c.assembleParts(set)
+	return nil
+}
+
+// assembleParts makes what stands around the text and the HTML.
+func (c *composition) assembleParts(set *imageSet) {
+	c.foot = append(c.foot, "MIME-Version: 1.0\r\n"...)
 	if c.html == nil {
 		c.foot = append(c.foot, "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: "+c.text.enc.String()+"\r\n\r\n"...)
 		c.tail = []byte("\r\n")
-		return nil
+		return
 	}
 	// "=_" stands in no text that is quoted-printable or base64, so that a boundary never meets itself in a part.
-	alternative, related := "=_"+c.id.String()+"_a", "=_"+c.id.String()+"_r"
+	alternative, related := "=_"+c.mark+"_a", "=_"+c.mark+"_r"
 	c.foot = append(c.foot, "Content-Type: multipart/alternative; boundary=\""+alternative+"\"\r\n\r\n"...)
 	c.toText = append(c.toText, "--"+alternative+"\r\n"+textHeader("plain", c.text.enc)...)
 	c.toHTML = append(c.toHTML, "\r\n--"+alternative+"\r\n"...)
@@ -67,7 +73,6 @@ func (c *composition) assemble(req *api.CreateCampaign, set *imageSet) error {
 	}
 	c.toHTML = append(c.toHTML, textHeader("html", c.html.enc)...)
 	c.tail = append(c.tail, "--"+alternative+"--\r\n"...)
-	return nil
 }
 
 func textHeader(subtype string, e encoding) string {
@@ -95,6 +100,8 @@ type letter struct {
 	at         time.Time // Date: the same for every attempt
 	attributes []attribute
 	token      string // of the unsubscribe link
+	head       []byte // From, Reply-To and To of a single message; nil: those of the campaign and the recipient
+	messageID  string // of a single message, without angle brackets
 }
 
 // write appends the message to buf and returns it with the offset of its body. The same letter gives the same bytes.
@@ -106,10 +113,12 @@ func (c *composition) write(buf []byte, l *letter) (msg []byte, body int, err er
 	if err != nil {
 		return nil, 0, err
 	}
-	buf = append(buf, c.head...)
-	buf = append(buf, "To: "...)
-	buf = append(buf, l.to.String()...)
-	buf = append(buf, "\r\n"...)
+	if l.head != nil {
+		buf = append(buf, l.head...)
+	} else {
+		buf = append(append(buf, c.head...), "To: "...)
+		buf = append(append(buf, l.to.String()...), "\r\n"...)
+	}
 	if buf, err = appendSubject(buf, subject); err != nil {
 		return nil, 0, &RenderError{Part: partSubject, Err: err}
 	}
@@ -117,13 +126,10 @@ func (c *composition) write(buf []byte, l *letter) (msg []byte, body int, err er
 	buf = l.at.UTC().AppendFormat(buf, "Mon, 02 Jan 2006 15:04:05 -0700")
 	buf = append(buf, "\r\nMessage-ID: <"...)
 	buf = append(buf, ct.system.messageID...)
-	buf = append(buf, ">\r\nList-Unsubscribe: <"...)
-	buf = append(buf, ct.system.unsubscribeURL...)
-	if c.mailbox != "" { // the https URI stands first (RFC 8058 section 3.1 allows others behind it)
-		buf = append(append(buf, ">,\r\n <mailto:"...), c.mailbox...)
-		buf = append(append(buf, "?subject="...), l.token...)
-	}
 	buf = append(buf, ">\r\n"...)
+	if !c.single {
+		buf = c.appendUnsubscribe(buf, ct, l)
+	}
 	buf = append(buf, c.foot...)
 	body = len(buf)
 	m.buf = append(buf, c.toText...)
@@ -139,7 +145,21 @@ func (c *composition) write(buf []byte, l *letter) (msg []byte, body int, err er
 	return append(m.buf, c.tail...), body, nil
 }
 
+// appendUnsubscribe writes List-Unsubscribe. The https URI stands first (RFC 8058 section 3.1 allows others behind it).
+func (c *composition) appendUnsubscribe(buf []byte, ct *contact, l *letter) []byte {
+	buf = append(buf, "List-Unsubscribe: <"...)
+	buf = append(buf, ct.system.unsubscribeURL...)
+	if c.mailbox != "" {
+		buf = append(append(buf, ">,\r\n <mailto:"...), c.mailbox...)
+		buf = append(append(buf, "?subject="...), l.token...)
+	}
+	return append(buf, ">\r\n"...)
+}
+
 func (c *composition) contact(l *letter) *contact {
+	if c.single {
+		return &contact{address: l.to.String(), attributes: l.attributes, system: system{messageID: l.messageID, sender: c.from.String()}}
+	}
 	return &contact{address: l.to.String(), attributes: l.attributes, system: system{
 		unsubscribeURL: c.unsub + l.token, campaignName: c.name, messageID: l.id.String() + "@" + c.host, sender: c.from.String(),
 	}}

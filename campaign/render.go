@@ -167,6 +167,10 @@ func (m *machine) out(o *op) error {
 	case m.enc == encodeVoid:
 		return nil
 	case o.esc == escNone:
+		if v.trusted && m.scope.single && m.prog.mode == modeText && looksLikeHTML(v.s) {
+			m.text(plainOf(v.s))
+			return nil
+		}
 		m.text(v.s)
 		return nil
 	}
@@ -286,7 +290,9 @@ func (m *machine) root(segs []string) value {
 	}
 	a, ok := m.contact.attribute(name)
 	if ok && a.s != "" {
-		return a.value()
+		v := a.value()
+		v.trusted = m.scope.single && m.scope.vars[name].Type == "html"
+		return v
 	}
 	if x, known := m.scope.data[name]; known && x != nil {
 		return valueOf(x, m.scope.vars[name].Type != "text")

@@ -65,7 +65,8 @@ type Service struct {
 	now         func() time.Time
 	metrics     *metrics
 	tokens      *tokenKeys
-	cache       *cache
+	cache       *cache[mail.QueueID]
+	templates   *cache[templateKey]
 
 	wake chan struct{}
 
@@ -98,8 +99,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s := &Service{
 		cfg: cfg, db: deps.DB, spool: deps.Spool, intake: deps.Intake, keys: deps.Keys, domains: deps.Domains,
 		suppression: deps.Suppression, events: deps.Events, log: deps.Log, now: deps.Now, tokens: tokens,
-		metrics: newMetrics(deps.Metrics), cache: newCache(cfg.CacheBytes),
-		wake: make(chan struct{}, 1), jobs: map[mail.QueueID]*job{},
+		metrics: newMetrics(deps.Metrics), cache: newCache[mail.QueueID](cfg.CacheBytes),
+		templates: newCache[templateKey](cfg.CacheBytes / 4),
+		wake:      make(chan struct{}, 1), jobs: map[mail.QueueID]*job{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -163,6 +165,7 @@ func (s *Service) follow(r *record) {
 // Close forgets what is cached. Run must have returned.
 func (s *Service) Close() error {
 	s.cache.clear()
+	s.templates.clear()
 	return nil
 }
 

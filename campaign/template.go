@@ -124,6 +124,7 @@ type scope struct {
 	data     map[string]any
 	vars     map[string]api.Variable
 	partials map[string]api.Partial
+	single   bool // of one message: what it carries as html is its sender's
 }
 
 // program is one compiled part: flat operations over static text that is encoded once.

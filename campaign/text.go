@@ -71,6 +71,16 @@ func htmlToText(part, src string) (string, error) {
 	}
 }
 
+// plainOf is htmlToText for a value, which holds no tags in braces whatever it holds.
+func plainOf(s string) string {
+	const apart = "\uE002"
+	text, err := htmlToText(partHTML, strings.ReplaceAll(strings.ReplaceAll(s, apart, ""), "{", "{"+apart))
+	if err != nil {
+		return s // not for a source without tags
+	}
+	return strings.TrimRight(strings.ReplaceAll(text, apart, ""), "\n")
+}
+
 // textWriter lays out text.
 type textWriter struct {
 	tags    []token

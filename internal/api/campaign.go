@@ -19,9 +19,12 @@ type CreateCampaign struct {
 	Start      bool              `json:"start,omitempty"` // start at once, or refuse and store nothing
 }
 
-// CampaignTemplate is what every recipient's message is made of.
+// CampaignTemplate is what every recipient's message is made of: a stored template, by its name, or one of the campaign's
+// own.
 type CampaignTemplate struct {
-	Subject   string              `json:"subject"`
+	Name      string              `json:"name,omitempty"`    // of a stored template; the fields below are empty then
+	Version   int                 `json:"version,omitempty"` // of the stored template; 0: the one that is published at the start
+	Subject   string              `json:"subject,omitempty"`
 	HTML      string              `json:"html,omitempty"`
 	Text      string              `json:"text,omitempty"` // "": made from HTML
 	Preheader string              `json:"preheader,omitempty"`
@@ -50,13 +53,16 @@ type CampaignImage struct {
 	ContentID   string `json:"content_id,omitempty"` // without angle brackets; default: made from the name
 	ContentType string `json:"content_type,omitempty"`
 	Content     string `json:"content,omitempty"` // base64
-	URL         string `json:"url,omitempty"`     // https, for images = "link"
+	URL         string `json:"url,omitempty"`     // https, for images that are linked to
+	Mode        string `json:"mode,omitempty"`    // cid or link; default: options.images
 }
 
 // Variable declares a merge variable.
 type Variable struct {
-	Default *string `json:"default,omitempty"` // used where a recipient has none
-	Type    string  `json:"type,omitempty"`    // of a campaign value: "html" (default) or "text"
+	Scope    string  `json:"scope,omitempty"`    // where its value comes from: campaign, contact or message
+	Required bool    `json:"required,omitempty"` // a campaign or a message without it is refused
+	Default  *string `json:"default,omitempty"`  // used where a recipient has none
+	Type     string  `json:"type,omitempty"`     // html or text; campaign values are html unless they are text, all others text
 }
 
 // Recipient is one contact of a campaign.

@@ -2,8 +2,8 @@ package api
 
 import "time"
 
-// SendMessage is the body of POST /v1/messages: one message to at most 50 recipients. Either Raw, or Subject with Text,
-// HTML or both.
+// SendMessage is the body of POST /v1/messages: one message to at most 50 recipients. Either Raw, or Template with Data,
+// or Subject with Text, HTML or both.
 type SendMessage struct {
 	Stream  string    `json:"stream,omitempty"` // default transactional
 	From    Mailbox   `json:"from"`
@@ -13,6 +13,9 @@ type SendMessage struct {
 	Text    string    `json:"text,omitempty"`
 	HTML    string    `json:"html,omitempty"`
 	Raw     []byte    `json:"raw,omitempty"` // base64: a whole message (RFC 5322), CRLF or LF line ends
+
+	Template *TemplateRef   `json:"template,omitempty"` // stored, of kind transactional
+	Data     map[string]any `json:"data,omitempty"`     // for Template: text, unless a variable is declared as html
 }
 
 // MessageQueued is the answer of POST /v1/messages: the message is on stable storage.

@@ -34,6 +34,7 @@ const (
 	CodeMethodNotAllowed      = "method_not_allowed"
 	CodeUnsupportedMediaType  = "unsupported_media_type"
 	CodeConflict              = "conflict"
+	CodeETagMismatch          = "etag_mismatch"
 	CodeIdempotencyKeyInUse   = "idempotency_key_in_use"
 	CodeIdempotencyKeyReused  = "idempotency_key_reused"
 	CodeTemplateSyntax        = "template_syntax"

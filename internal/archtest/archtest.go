@@ -7,7 +7,10 @@ package archtest
 // Packages for tests stand beside the floors: see Helpers.
 var Floors = [][]string{
 	{"internal/mail", "internal/kv"},
-	{"internal/resolver", "internal/dsn", "internal/account", "internal/event", "internal/api", "internal/sevenbit"},
+	{
+		"internal/resolver", "internal/dsn", "internal/account", "internal/event", "internal/api", "internal/sevenbit",
+		"internal/checklist",
+	},
 	{"spool", "dkim", "internal/mailauth", "internal/suppression", "internal/tlspolicy", "internal/contact"},
 	{"internal/intake", "internal/bounce"},
 	{"smtpd", "delivery", "campaign"},
