@@ -21,6 +21,7 @@ type compiler struct {
 	frames    int    // how many are in use
 	blocks    []block
 	converted bool               // the source was made from HTML: its lines stand as they are
+	apart     bool               // what comes next begins a paragraph: a value of paragraphs stands before it
 	pending   []byte             // static text not yet emitted
 	images    *imageSet          // those that the HTML may refer to
 	onBody    func() error       // called once behind the <body> tag
@@ -182,6 +183,10 @@ func (c *compiler) static(t token) error {
 		return c.plainText(t)
 	}
 	if c.prog.mode != modeHTML {
+		if c.apart && t.text != "" && t.text[0] != '\n' {
+			c.pending = append(c.pending, "\n\n"...)
+		}
+		c.apart = c.apart && t.text == ""
 		c.pending = append(c.pending, t.text...)
 		return c.grow(len(t.text), t.at)
 	}
@@ -381,6 +386,10 @@ func (c *compiler) merge(t token, e *expr, v value) error {
 	if err != nil {
 		return err
 	}
+	apart := c.prog.mode == modeText && c.converted && !c.value && startsBlock(v.s)
+	if apart && len(c.pending) > 0 && c.pending[len(c.pending)-1] != '\n' {
+		c.pending = append(c.pending, "\n\n"...)
+	}
 	before := c.st
 	skip, over := -1, before
 	if contactEsc, err := c.escape(t, false); err == nil && esc != escRaw {
@@ -393,6 +402,7 @@ func (c *compiler) merge(t token, e *expr, v value) error {
 	if err := c.mergeText(t, e, v, esc); err != nil {
 		return err
 	}
+	c.apart = apart
 	if skip >= 0 {
 		c.prog.ops[skip].to = c.here()
 		after, same := join(c.st, over)

@@ -429,7 +429,7 @@ func (s *Service) resolve(ctx context.Context, account string, ref api.TemplateR
 	refuse := func(code, format string, args ...any) error {
 		bad := &Invalid{}
 		bad.add(pointer, code, format, args...)
-		return bad
+		return bad.orNil()
 	}
 	version := ref.Version
 	r, e, content, err := s.edition(ctx, account, ref.Name, 0)

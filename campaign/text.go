@@ -33,6 +33,20 @@ func looksLikeHTML(s string) bool {
 	return false
 }
 
+// startsBlock tells HTML that begins with an element that takes lines of its own.
+func startsBlock(s string) bool {
+	s = strings.TrimSpace(s)
+	if len(s) < 3 || s[0] != '<' {
+		return false
+	}
+	name := strings.ToLower(s[1 : 1+nameLength([]byte(s[1:]))])
+	switch name {
+	case "p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "blockquote", "section", "article", "center", "pre", "hr":
+		return true
+	}
+	return false
+}
+
 // htmlToText turns template source of HTML into template source of text: tags in braces are kept as they are, links
 // become "text (URL)", images their alternative text, tables are read row by row, hidden content is left out.
 func htmlToText(part, src string) (string, error) {
