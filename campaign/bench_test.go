@@ -1,11 +1,13 @@
 package campaign
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -40,27 +42,56 @@ func bodies() map[string]string {
 	}
 }
 
-// BenchmarkCompose renders and assembles personalised messages of 100 KB, unsigned.
+// shortest returns the shortest time of fn in some rounds: what is compared is then free of what else runs on the machine.
+func shortest(fn func()) time.Duration {
+	best := time.Duration(math.MaxInt64)
+	for begin, n := time.Now(), 0; n < 50 || time.Since(begin) < 300*time.Millisecond; n++ {
+		start := time.Now()
+		fn()
+		best = min(best, time.Since(start))
+	}
+	return best
+}
+
+// sharedBody is HTML of about 100 KB that is the same for all recipients.
+func sharedBody() string {
+	return strings.Repeat("<p>All of our products are <b>half the price</b> today only, dear customer, so come.</p>\n", 1170)
+}
+
+// composeFloor is how many personalised messages of 100 KB one core is to make in a second, unsigned.
+const composeFloor = 20_000
+
+// BenchmarkCompose renders and assembles personalised messages of 100 KB, unsigned. of-floor is the rate of the shortest
+// rounds beside composeFloor, x-copy their time beside that of copying the same bytes into a new buffer, in the same run.
 func BenchmarkCompose(b *testing.B) {
-	shared := strings.Repeat("<p>All of our products are <b>half the price</b> today only, dear customer, so come.</p>\n", 1170)
-	for name, body := range map[string]string{"shared": shared, "latin_1250_merges": bodies()["latin"], "korean_950_merges": bodies()["korean"]} {
+	for name, body := range map[string]string{"shared": sharedBody(), "latin_1250_merges": bodies()["latin"], "korean_950_merges": bodies()["korean"]} {
 		b.Run(name, func(b *testing.B) {
 			c, l := benchComposition(b, body)
 			msg, err := c.signed(l, nil)
 			require.NoError(b, err)
-			b.SetBytes(int64(len(msg)))
-			b.ReportAllocs()
-			for b.Loop() {
+			compose := func() {
 				if _, err := c.signed(l, nil); err != nil {
 					b.Fatal(err)
 				}
 			}
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+			b.SetBytes(int64(len(msg)))
+			b.ReportAllocs()
+			for b.Loop() {
+				compose()
+			}
+			took := shortest(compose)
+			rate := float64(time.Second) / float64(took)
+			b.ReportMetric(rate, "messages/s")
+			b.ReportMetric(rate/composeFloor, "of-floor")
+			b.ReportMetric(float64(took)/float64(shortest(func() { copied = bytes.Clone(msg) })), "x-copy")
 		})
 	}
 }
 
-// BenchmarkComposeSigned prints what part of the bare signature's rate is left when the message is made as well.
+var copied []byte // so that the copy is made
+
+// BenchmarkComposeSigned prints what part of the bare signature's rate is left when the message is made as well, of the
+// shortest rounds of each in the same run. The floor with RSA-2048 is 0.8.
 func BenchmarkComposeSigned(b *testing.B) {
 	ring, err := dkim.Open(b.TempDir())
 	require.NoError(b, err)
@@ -70,31 +101,31 @@ func BenchmarkComposeSigned(b *testing.B) {
 	require.NoError(b, err)
 	bare, err := rsa.GenerateKey(rand.Reader, 2048)
 	require.NoError(b, err)
-	shared := strings.Repeat("<p>All of our products are <b>half the price</b> today only, dear customer, so come.</p>\n", 1170)
 	for _, keys := range [][]*dkim.Key{{rsaKey}, {edKey}, {rsaKey, edKey}} {
 		name := ""
 		for _, k := range keys {
 			name += fmt.Sprint(k.Algorithm)
 		}
 		b.Run(name, func(b *testing.B) {
-			c, l := benchComposition(b, shared)
+			c, l := benchComposition(b, sharedBody())
 			sum := sha256.Sum256([]byte("x"))
-			const signs = 50
-			start := time.Now()
-			for range signs {
-				_, err := rsa.SignPKCS1v15(nil, bare, crypto.SHA256, sum[:])
-				require.NoError(b, err)
-			}
-			limit := signs / time.Since(start).Seconds()
-			b.ReportAllocs()
-			for b.Loop() {
+			compose := func() {
 				if _, err := c.signed(l, keys); err != nil {
 					b.Fatal(err)
 				}
 			}
-			rate := float64(b.N) / b.Elapsed().Seconds()
-			b.ReportMetric(rate, "messages/s")
-			b.ReportMetric(rate/limit, "of-bare-rsa")
+			b.ReportAllocs()
+			for b.Loop() {
+				compose()
+			}
+			took := shortest(compose)
+			b.ReportMetric(float64(time.Second)/float64(took), "messages/s")
+			sign := shortest(func() {
+				if _, err := rsa.SignPKCS1v15(nil, bare, crypto.SHA256, sum[:]); err != nil {
+					b.Fatal(err)
+				}
+			})
+			b.ReportMetric(float64(sign)/float64(took), "of-bare-rsa")
 		})
 	}
 }
