@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	netmail "net/mail"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,6 +39,7 @@ func (a *app) campaignCommand() *cobra.Command {
 // campaignFlags are the flags of campaign create that are not fields of the request as they stand.
 type campaignFlags struct {
 	template, text, from, recipients, kind string
+	stored                                 string
 	images, data                           []string
 	key                                    string
 }
@@ -53,7 +56,8 @@ func (a *app) campaignCreate() *cobra.Command {
 win. Recipients may stand in the JSON file or come from a CSV or JSON lines file. Without --start it stays a draft.`,
 		Example: `  relayctl campaign create campaign.json --start
   relayctl campaign create --name 'Black Friday' --template promo.html --image sale.png --subject 'Black Friday, {{Name}}' \
-    --from 'Shop <deals@example.com>' --data Body=@body.html --recipients customers.csv --start`,
+    --from 'Shop <deals@example.com>' --data Body=@body.html --recipients customers.csv --start
+  relayctl campaign create --stored-template promo@7 --from deals@example.com --data Subject=Hello --recipients customers.csv`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			flags := in // what flags have set
@@ -74,6 +78,7 @@ win. Recipients may stand in the JSON file or come from a CSV or JSON lines file
 	fl.StringVar(&in.Template.Subject, "subject", "", "`subject`, may hold {{variables}}")
 	fl.StringVar(&in.Template.Preheader, "preheader", "", "`text` that mail programs show beside the subject")
 	fl.StringVar(&f.template, "template", "", "HTML `file`")
+	fl.StringVar(&f.stored, "stored-template", "", "`name` of a stored template, or NAME@VERSION; default: the version published at the start")
 	fl.StringVar(&f.text, "text", "", "`file` of the text part; default: made from the HTML")
 	fl.StringArrayVar(&f.images, "image", nil, "picture `file`, repeatable; the HTML shows it as src=\"cid:NAME\"")
 	fl.StringVar(&f.from, "from", "", "sender, `'Name <address>'` or an address")
@@ -164,16 +169,26 @@ func (f *campaignFlags) apply(cmd *cobra.Command, flags api.CreateCampaign, in *
 			Name: filepath.Base(file), ContentType: http.DetectContentType(b), Content: base64.StdEncoding.EncodeToString(b),
 		})
 	}
+	if f.stored != "" {
+		name, version, found := strings.Cut(f.stored, "@")
+		in.Template.Name, in.Template.Version = name, 0
+		if n, err := strconv.Atoi(version); found && (err != nil || n < 1) {
+			return usage("--stored-template %q is not like promo or promo@7", f.stored)
+		} else if found {
+			in.Template.Version = n
+		}
+	}
 	if in.Name == "" {
-		in.Name = in.Template.Subject
+		in.Name = cmp.Or(in.Template.Subject, in.Template.Name)
 	}
 	switch {
 	case in.From.Email == "":
 		return usage("campaign create wants --from")
+	case in.Template.Name != "":
 	case in.Template.Subject == "":
-		return usage("campaign create wants --subject")
+		return usage("campaign create wants --subject, or --stored-template")
 	case in.Template.HTML == "" && in.Template.Text == "":
-		return usage("campaign create wants --template or --text")
+		return usage("campaign create wants --template, --text or --stored-template")
 	}
 	return nil
 }

@@ -52,6 +52,11 @@ func TestTemplatesOfTheDaemon(t *testing.T) {
 	require.Len(t, page.Data, 1)
 	r.json(&tpl, "", "template", "publish", "promo")
 	require.Equal(t, 2, tpl.Published)
+	var c api.Campaign
+	r.json(&c, "", "campaign", "create", "--stored-template", "promo@1", "--from", "deals@shop.example", "--data", "Subject=S", "--data", "Body=B")
+	require.Equal(t, "draft", c.State)
+	code, _, errOut = ctl(t, r.socket, "", "campaign", "create", "--stored-template", "promo@x", "--from", "deals@shop.example")
+	require.Equal(t, exitUsage, code, errOut)
 	var assets api.Page[api.Asset]
 	r.json(&assets, "", "asset", "list")
 	require.Len(t, assets.Data, 1)
