@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -101,12 +102,8 @@ func (e *editionContent) template() *api.CampaignTemplate {
 	}
 	if len(s.Partials)+len(e.Partials) > 0 {
 		t.Partials = map[string]api.Partial{}
-		for name, p := range e.Partials {
-			t.Partials[name] = p
-		}
-		for name, p := range s.Partials {
-			t.Partials[name] = p
-		}
+		maps.Copy(t.Partials, e.Partials)
+		maps.Copy(t.Partials, s.Partials)
 	}
 	return t
 }

@@ -3,6 +3,7 @@ package campaign
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -69,9 +70,7 @@ func TestTemplate(t *testing.T) {
 	}
 	data := map[string]any{"Greeting": "Hello {{Name}}", "Title": "T", "Shadow": "campaign", "shop": map[string]any{"name": "S"}, "items": []any{"1", "2"}}
 	ann["Shadow"] = "contact"
-	for name, more := range helperTests {
-		tests[name] = more
-	}
+	maps.Copy(tests, helperTests)
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

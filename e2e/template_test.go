@@ -93,7 +93,7 @@ func TestGeneratedMessagesForOtherPeoplesReaders(t *testing.T) {
 		"data": map[string]any{"Subject": "블랙 프라이데이 – half price", "Body": "<p>All of it, {{Name}}</p>"}, "recipients": recipients, "start": true,
 	})
 	wait(t, "all messages", 60*time.Second, func() bool { return s.count() == len(names) })
-	require.EqualValues(t, len(names), r.progress(id).Total)
+	require.Equal(t, len(names), r.progress(id).Total)
 
 	run := r.asResolver()
 	for _, d := range s.all() {

@@ -71,7 +71,7 @@ func TestMergeData(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "b=c", got["a"])
 	require.Len(t, got["list"], 2)
-	require.Equal(t, "", got["e"])
+	require.Empty(t, got["e"])
 	for _, bad := range []string{"a", "=x", ":=1", "x:={"} {
 		_, err := mergeData("--data", []string{bad})
 		require.ErrorAs(t, err, new(*usageError))
