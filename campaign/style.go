@@ -61,6 +61,8 @@ func (s *sheet) note(c *compiler, t token) {
 		filler = hole
 	case beforeValue, inBare: // else what follows would become the value
 		filler = 'x'
+	case inTagOpen, inTagName, inAttrName, inMarkup, inMarkupDash, inBogus, inComment:
+		size = 0 // it stands in a word, and shows nothing: whatever shows something does not compile there
 	}
 	s.pieces = append(s.pieces, p)
 	s.copy = append(s.copy, bytes.Repeat([]byte{filler}, size)...)

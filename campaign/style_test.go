@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/html"
+	"pgregory.net/rapid"
 
 	"relayd/internal/api"
 	"relayd/internal/mail"
@@ -54,6 +55,7 @@ func TestStyleRulesAreWrittenIntoAttributes(t *testing.T) {
 		"broken_declarations":        {"p{color;:red;mar gin:0;color:blue;x:'y}", "<p>", `<p style="color:blue">`},
 		"loop_in_a_table":            {"td{padding:0}", "<table>{{#each items}}<tr><td>{{this}}</td></tr>{{/each}}</table>", `<table>{{#each items}}<tr><td style="padding:0">{{this}}</td></tr>{{/each}}</table>`},
 		"outlook_comments":           {"td{padding:0}", "<!--[if mso]><table><tr><td><![endif]--><![if !mso]><p>x</p><![endif]>", ""},
+		"name_that_goes_on":          {"p{margin:0}", "<p{{! x}}>", `<p style="margin:0"{{! x}}>`},
 		"unclosed_elements":          {"p{margin:0}", "<p>a<p>b<br>", `<p style="margin:0">a<p style="margin:0">b<br>`},
 		"tag_in_a_tag":               {"p{margin:0}", `<p {{#if Name}}class="x"{{/if}}>`, `<p style="margin:0" {{#if Name}}class="x"{{/if}}>`},
 		"tag_in_the_style_attribute": {"p{margin:0}", `<p style="color:{{default c "red"}}">`, `<p style="margin:0;color:{{default c "red"}}">`},
@@ -126,6 +128,50 @@ func TestStyleLimits(t *testing.T) {
 	_, warnings = styled(t, &api.CampaignTemplate{HTML: "<style>\n%%{margin:0}</style><p>"}, nil)
 	require.Len(t, warnings, 1)
 	require.Contains(t, warnings[0].Detail, "is not understood")
+}
+
+// Rendered with style attributes written and without them, a template gives the same elements and texts, whatever it is
+// made of.
+func TestStylesChangeNothingElse(t *testing.T) {
+	t.Parallel()
+	pieces := rapid.SampledFrom([]string{
+		"<p class=a>{{Name}}</p>", "{{#if Name}}<td id='b'>x</td>{{else}}<p>{{/if}}", "{{#each a}}<tr><td style=\"a:b\">{{this}}</td></tr>{{/each}}",
+		"<p style='x:{{Name}}'>", "<P{{> b}}>", "<p {{#if Name}}class=\"a\"{{/if}} title={{Name}}>", "<!--[if mso]><p><![endif]-->", "<![if !mso]><p/>",
+		"{{> b}}", "{{Body}}", "<a href={{Name}} class=a>", "<br/>", "<style>.a{e:f}@media x{p{g:h}}</style>", "<svg><p></svg>", "<table>", "</table>",
+		"<title>{{Name}}</title>", "<textarea><p></textarea>", "{{! x }}<{{! y}}p>", "<p cl{{! z}}ass=a>", "{{~Name~}} <p\tid=b\n>", "<body class=a>", "{{#> c}}<p>{{/c}}",
+	})
+	rules := rapid.SampledFrom([]string{"p{a:b}", ".a{c:d!important}", "td,#b{e:'f'}", "table p{g:h}", "*{i:j}", "@media x{p{k:l}}", "p:hover{m:n}", "p{o:{{{c}}};q:r}", "}{", "/*"})
+	rapid.Check(t, func(t *rapid.T) {
+		html := func(n int) string { return strings.Join(rapid.SliceOfN(pieces, 0, n).Draw(t, "html"), "") }
+		template := &api.CampaignTemplate{
+			HTML:     "<style>" + strings.Join(rapid.SliceOfN(rules, 1, 5).Draw(t, "css"), " ") + "</style>" + html(12),
+			Partials: map[string]api.Partial{"b": {HTML: rapid.SampledFrom([]string{"", " class=a", " x", "q", "q id=b"}).Draw(t, "b")}, "c": {HTML: "<div>{{> @partial-block}}</div>"}},
+		}
+		data := map[string]any{"a": []any{"1", "2"}, "Body": rapid.SampledFrom([]string{"", "<p>{{Name}}", "<td class=a>x</td>"}).Draw(t, "body"), "c": "red"}
+		c := &composition{scope: scope{data: data, partials: template.Partials}}
+		sh := &sheet{}
+		first, err := c.compileStyled(template, &imageSet{}, sh, nil)
+		if err != nil {
+			return
+		}
+		again, err := c.compileStyled(template, &imageSet{}, nil, sh.styles())
+		if err != nil || !sameTags(first, again) {
+			return // it is sent as it was written
+		}
+		again.uses = first.uses
+		var texts [2]string
+		for i, p := range []*program{first, again} {
+			m := new(machine)
+			if err := m.run(p, &c.scope, &contact{attributes: []attribute{{"Name", kindString, `A"><b>`}}}, encodeNone); err != nil {
+				texts[i] = err.Error()
+			} else {
+				texts[i] = withoutStyles(string(m.buf))
+			}
+		}
+		if texts[0] != texts[1] {
+			t.Fatalf("%q became %q", texts[0], texts[1])
+		}
+	})
 }
 
 // FuzzStyle shows that nothing is changed but style attributes: without them, the elements and texts of the HTML are the
