@@ -38,6 +38,10 @@ powerloss: ## 50 power losses of a relay under load; needs root and loop devices
 faults: ## injected faults of the storage, full disks, damaged files, a million queued; needs root, strace and loop devices
 	RELAYD_E2E=full RELAYD_E2E_FAULTS=20 RELAYD_E2E_BACKLOG=1000000 go test -count=1 -timeout 30m -v -run 'Fault|Disk|Damage|Descriptor|Memory' ./e2e
 
+.PHONY: tlsscan
+tlsscan: ## testssl.sh against the listeners; takes minutes, needs Debian's testssl.sh
+	RELAYD_E2E_TLSSCAN=1 go test -count=1 -timeout 30m -v -run TLSScan ./e2e
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)
 	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, t[i]; n=0}' | \

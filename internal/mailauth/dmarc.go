@@ -45,6 +45,7 @@ func LookupDMARC(ctx context.Context, r Resolver, domain string) (*DMARC, error)
 	}
 	var bad error
 	var last *DMARC // the one with the fewest labels so far
+	var lastAt string
 	for i, name := range treeWalk(domain) {
 		rec, err := dmarcAt(ctx, r, name)
 		if errors.Is(err, ErrBadDMARC) {
@@ -64,13 +65,16 @@ func LookupDMARC(ctx context.Context, r Resolver, domain string) (*DMARC, error)
 			return rec, nil
 		}
 		rec.Effective = rec.SubdomainPolicy
-		// A public suffix below which there is a record already is not the organisational domain.
-		if rec.psd == "y" && last != nil {
-			return last, nil
-		}
-		if last = rec; rec.psd == "n" {
+		switch rec.psd { // the walk stops at both
+		case "n":
+			return rec, nil
+		case "y": // its record holds where the organisational domain, one label below, has none
+			if last != nil && lastAt == childOf(name, domain) {
+				return last, nil
+			}
 			return rec, nil
 		}
+		last, lastAt = rec, name
 	}
 	if last != nil && bad != nil {
 		last.Warnings = append(last.Warnings, "a nearer record is passed over: "+bad.Error())

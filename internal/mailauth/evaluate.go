@@ -137,6 +137,8 @@ func organizationalDomain(ctx context.Context, r Resolver, domain string) (strin
 			return name, nil
 		case record.psd == "y" && i > 0:
 			return childOf(name, domain), nil
+		case record.psd == "y": // the walk stops there, and the domain has no other record
+			return name, nil
 		}
 		found = name
 	}
