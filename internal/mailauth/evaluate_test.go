@@ -52,7 +52,7 @@ func TestDMARCExamples(t *testing.T) {
 		"_dmarc.giant.bank.example": "v=DMARC1; p=quarantine; sp=reject; psd=n",
 		"_dmarc.mega.bank.example":  "v=DMARC1; p=none",
 	}
-	testing := records{"_dmarc.test.example.com": "v=DMARC1; p=quarantine; rua=mailto:dmarc-feedback@example.com,mailto:tld-test@thirdparty.example.net; t=y"}
+	probing := records{"_dmarc.test.example.com": "v=DMARC1; p=quarantine; rua=mailto:dmarc-feedback@example.com,mailto:tld-test@thirdparty.example.net; t=y"}
 	session := records{"_dmarc.example.com": "v=DMARC1; p=reject; aspf=r; rua=mailto:dmarc-feedback@example.com"}
 	above := records{
 		"_dmarc.example":                "v=DMARC1; p=none",
@@ -81,7 +81,7 @@ func TestDMARCExamples(t *testing.T) {
 		"B.1.2 example 2: DKIM, parent of From":           {plain, "child.example.com", Identifiers{DKIM: []string{"example.com"}}, Pass, "none"},
 		"B.1.2 example 2: not strictly":                   {strict, "child.example.com", Identifiers{DKIM: []string{"example.com"}}, Fail, "reject"},
 		"B.1.2 example 3: DKIM, other organisation":       {plain, "child.example.com", Identifiers{DKIM: []string{"example.net"}}, Fail, "none"},
-		"B.2.4: testing, two report addresses":            {testing, "test.example.com", Identifiers{}, Fail, "quarantine"},
+		"B.2.4: testing, two report addresses":            {probing, "test.example.com", Identifiers{}, Fail, "quarantine"},
 		"B.3.1: both identifiers are aligned":             {session, "example.com", Identifiers{SPF: "mail.example.com", DKIM: []string{"example.com"}}, Pass, "reject"},
 		"B.3.1: none is":                                  {session, "example.com", Identifiers{SPF: "mail.example.net"}, Fail, "reject"},
 		"siblings of one organisation":                    {plain, "a.example.com", Identifiers{DKIM: []string{"b.example.com"}}, Pass, "none"},
