@@ -24,11 +24,16 @@ import (
 
 // The rows of the threat model that are not in a file of their own subject. docs/security.md names the tests of each.
 
-// realDoor is a server before a real intake and spool.
+// realDoor is a server before a real intake and spool, not durable and without a key.
 func realDoor(t *testing.T) (*fixture, *spool.Store) {
 	t.Helper()
+	return openDoor(t, kv.BoltOptions{NoSync: true}, account.SignNone)
+}
+
+func openDoor(t testing.TB, options kv.BoltOptions, sign string) (*fixture, *spool.Store) {
+	t.Helper()
 	dir := t.TempDir()
-	db, err := kv.OpenBolt(filepath.Join(dir, "spool.db"), kv.BoltOptions{NoSync: true})
+	db, err := kv.OpenBolt(filepath.Join(dir, "spool.db"), options)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	log, err := event.Open(db, nil)
@@ -39,7 +44,11 @@ func realDoor(t *testing.T) (*fixture, *spool.Store) {
 	require.NoError(t, err)
 	accounts, err := account.Open(t.Context(), db, nil)
 	require.NoError(t, err)
-	require.NoError(t, accounts.AddDomain(t.Context(), account.Domain{Name: "example.com", Account: "default", Sign: account.SignNone}))
+	if sign == account.SignRequired {
+		_, err = keys.AddDomain("example.com")
+		require.NoError(t, err)
+	}
+	require.NoError(t, accounts.AddDomain(t.Context(), account.Domain{Name: "example.com", Account: "default", Sign: sign}))
 	door, err := intake.New(intake.DefaultConfig(), intake.Deps{
 		Spool: store, Keys: keys, Domains: accounts, Suppression: suppression.New(db, nil), Hostname: "relay.example.com",
 	})
