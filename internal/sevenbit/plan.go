@@ -206,22 +206,22 @@ func (l *line) check(b []byte) string {
 	if bytes.IndexByte(b, 0) >= 0 {
 		return "a NUL"
 	}
-	for _, c := range b {
-		switch {
-		case l.cr && c != '\n':
-			return "a bare CR"
-		case !l.cr && c == '\n':
-			return "a bare LF"
-		case c == '\n':
-			l.col, l.cr = 0, false
-			continue
-		case c == '\r':
-			l.cr = true
+	for len(b) > 0 {
+		if l.cr {
+			if l.cr = false; b[0] != '\n' {
+				return "a bare CR"
+			}
+			l.col, b = 0, b[1:]
 			continue
 		}
-		if l.col++; l.col > maxTextLine {
+		text, rest, found := bytes.Cut(b, []byte{'\r'})
+		if bytes.IndexByte(text, '\n') >= 0 {
+			return "a bare LF"
+		}
+		if l.col += len(text); l.col > maxTextLine {
 			return fmt.Sprintf("a line of more than %d octets", maxTextLine)
 		}
+		l.cr, b = found, rest
 	}
 	return ""
 }

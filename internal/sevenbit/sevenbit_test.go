@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -403,4 +404,47 @@ func FuzzConvert(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, out, again, "once is enough")
 	})
+}
+
+// BenchmarkConvert compares scanning and rewriting a message, half of it text with octets above 127 and half of it
+// binary, with encoding the same octets by the standard library alone. Limit: twice its time.
+func BenchmarkConvert(b *testing.B) {
+	text, data := strings.Repeat("안녕하세요, relayd!\r\n", 20_000), strings.Repeat("\xff\x00\x10", 150_000)
+	section := mixed + "Content-Transfer-Encoding: binary\r\n"
+	body := "\r\n--b\r\nContent-Transfer-Encoding: binary\r\n\r\n" + text + "\r\n--b\r\nContent-Type: application/x\r\nContent-Transfer-Encoding: binary\r\n\r\n" +
+		data + "\r\n--b--\r\n"
+	h, err := mail.ParseHeader([]byte(section))
+	require.NoError(b, err)
+	blocks := func(w io.Writer) {
+		for rest := body; len(rest) > 0; {
+			n := min(len(rest), 256<<10)
+			_, err := io.WriteString(w, rest[:n])
+			require.NoError(b, err)
+			rest = rest[n:]
+		}
+	}
+	var took [2]time.Duration
+	for b.Loop() {
+		began := time.Now()
+		q := quotedprintable.NewWriter(io.Discard)
+		_, _ = io.WriteString(q, text)
+		require.NoError(b, q.Close())
+		e := base64.NewEncoder(base64.StdEncoding, io.Discard)
+		_, _ = io.WriteString(e, data)
+		require.NoError(b, e.Close())
+		took[0] += time.Since(began)
+
+		began = time.Now()
+		s := NewScanner(h, true)
+		blocks(s)
+		plan, err := s.Plan()
+		require.NoError(b, err)
+		w := plan.NewWriter(io.Discard)
+		blocks(w)
+		require.NoError(b, w.Close())
+		took[1] += time.Since(began)
+	}
+	b.ReportMetric(float64(len(body)*b.N)/took[1].Seconds()/(1<<20), "MB/s")
+	b.ReportMetric(float64(took[1])/float64(took[0]), "ratio")
+	b.ReportMetric(2, "limit")
 }
