@@ -27,7 +27,7 @@ type sendFlags struct {
 	server, user, passwordFile, from string
 	to                               []string
 	size, subject, message           string
-	tls, caFile, helo                string
+	tls, caFile, certFile, helo      string
 	insecure                         bool
 	timeout                          time.Duration
 }
@@ -77,6 +77,7 @@ The exit code is 1 when the server refuses the message or one of the recipients.
 	fl.StringVar(&f.message, "message", "", "send this `file` as it is, - for standard input")
 	fl.StringVar(&f.tls, "tls", "", "starttls, implicit or none; default: starttls where it is offered")
 	fl.StringVar(&f.caFile, "ca-file", "", "trust the certificates in this PEM `file`")
+	fl.StringVar(&f.certFile, "cert-file", "", "show the certificate in this PEM `file`, which also holds its key, and authenticate with it (EXTERNAL)")
 	fl.StringVar(&f.helo, "helo", "localhost", "`name` for EHLO")
 	fl.BoolVar(&f.insecure, "insecure", false, "do not check the server's certificate")
 	fl.DurationVar(&f.timeout, "timeout", time.Minute, "end after this `time`")
@@ -131,7 +132,10 @@ func (a *app) prepareSend(f *sendFlags) (password string, body []byte, err error
 			return "", nil, usage("%q: %v", addr, err)
 		}
 	}
-	if (f.user == "") != (f.passwordFile == "") {
+	switch {
+	case f.certFile != "" && (f.tls == "none" || f.passwordFile != ""):
+		return "", nil, usage("--cert-file needs TLS, and goes without --password-file")
+	case f.certFile == "" && (f.user == "") != (f.passwordFile == ""):
 		return "", nil, usage("--user and --password-file go together")
 	}
 	if f.passwordFile != "" {
@@ -221,8 +225,11 @@ func (f *sendFlags) submit(ctx context.Context, d *dialogue, password string, bo
 	if encrypted {
 		out.TLS = strings.ReplaceAll(tls.VersionName(state.Version), " ", "")
 	}
-	if f.user != "" {
-		if !encrypted && !f.loopback() {
+	if f.user != "" || f.certFile != "" {
+		switch {
+		case !encrypted && f.certFile != "":
+			return errors.New("the server offers no TLS, which a certificate needs")
+		case !encrypted && !f.loopback():
 			return errors.New("the server offers no TLS: the password was not sent")
 		}
 		if err := f.auth(c, password); err != nil {
@@ -304,6 +311,9 @@ func replyText(err error) string {
 }
 
 func (f *sendFlags) auth(c *smtp.Client, password string) error {
+	if f.certFile != "" {
+		return c.Auth(sasl.NewExternalClient(f.user))
+	}
 	if c.SupportsAuth(sasl.Plain) || !c.SupportsAuth(sasl.Login) {
 		return c.Auth(sasl.NewPlainClient("", f.user, password))
 	}
@@ -374,6 +384,13 @@ func (f *sendFlags) dial(ctx context.Context) (net.Conn, error) {
 func (f *sendFlags) tlsConfig() (*tls.Config, error) {
 	host, _, _ := net.SplitHostPort(f.server)
 	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	if f.certFile != "" {
+		pair, err := tls.LoadX509KeyPair(f.certFile, f.certFile)
+		if err != nil {
+			return nil, fmt.Errorf("load %s: %w", f.certFile, err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
 	if f.caFile != "" {
 		b, err := readFile(f.caFile)
 		if err != nil {

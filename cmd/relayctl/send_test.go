@@ -268,3 +268,19 @@ func TestReadSecretIsBounded(t *testing.T) {
 	_, err = readSecret(filepath.Join(t.TempDir(), "none"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
+
+func TestSendCertificateFlags(t *testing.T) {
+	t.Parallel()
+	p := newPeer(t, false, false)
+	file := filepath.Join(t.TempDir(), "client.pem")
+	require.NoError(t, os.WriteFile(file, []byte("none"), 0o600))
+	common := []string{"send", "--server", p.addr, "--from", "a@example.com", "--to", "b@example.net", "--cert-file", file}
+	for _, more := range [][]string{{"--tls", "none"}, {"--user", "shop", "--password-file", passwordFile(t, password)}} {
+		code, _, errOut := ctl(t, nil, "", append(common[:len(common):len(common)], more...)...)
+		require.Equal(t, 2, code)
+		require.Contains(t, errOut, "--cert-file needs TLS, and goes without --password-file")
+	}
+	code, _, errOut := ctl(t, nil, "", common...)
+	require.Equal(t, 1, code)
+	require.Contains(t, errOut, "load "+file)
+}
