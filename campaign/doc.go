@@ -4,7 +4,7 @@
 //     compiled (lex.go, compile.go, block.go, expr.go) to flat operations. How a merged value is escaped is decided then,
 //     by the place of the HTML in which it stands (context.go, escape.go). Partials are compiled in their place
 //     (partial.go), style rules written into attributes (css.go, style.go). The text part is made from the HTML where
-//     there is none (text.go). Where the request names a stored template (library.go, edition.go), its version is copied
+//     there is none (text.go). Where the request names a stored template (library.go, edition.go, reference.go), its version is copied
 //     at the start (freeze.go); pictures are assets (asset.go). Previews and single messages of stored templates
 //     (preview.go) go the same way as those of campaigns.
 //  2. AddRecipients (importer.go, csv.go, status.go) streams contacts into rows (recipient.go), one for each mailbox,

@@ -227,8 +227,31 @@ func appendCRLF(b []byte, s string) []byte {
 	return b
 }
 
+// number gives the same slot to operations that show the same value of the root in the same way, so that a message makes
+// its form once.
+func (p *program) number() {
+	type shown struct {
+		path string
+		esc  escape
+	}
+	slots := map[shown]int{}
+	for i := range p.ops {
+		o := &p.ops[i]
+		if o.code != opOut || o.e.path == nil || o.e.path.frame > 0 || o.e.path.meta != "" {
+			continue
+		}
+		key := shown{strings.Join(o.e.path.segs, "\x00"), o.esc}
+		if slots[key] == 0 {
+			slots[key] = len(slots) + 1
+		}
+		o.slot = slots[key]
+	}
+	p.slots = len(slots)
+}
+
 // prepare encodes the static text of a program once, in the encoding that makes it shorter.
 func (p *program) prepare() {
+	p.number()
 	quoted, based := 0, 0
 	for _, o := range p.ops {
 		if o.code != opText {

@@ -182,8 +182,7 @@ func (c *composition) writeSubject(m *machine, ct *contact) (string, error) {
 }
 
 func (m *machine) release() {
-	small, scratch := m.small, m.scratch
-	*m = machine{small: small, scratch: scratch}
+	*m = machine{small: m.small, scratch: m.scratch, memo: m.memo, forms: m.forms}
 	if cap(m.scratch) > 1<<20 {
 		m.scratch = nil
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"sync"
 
 	"relayd/internal/api"
@@ -55,16 +56,25 @@ type machine struct {
 	frames  [maxFrames]frame
 	loops   int
 	scratch []byte
+	memo    []memo // by slot: forms of values in quoted-printable
+	forms   []byte // what memo names
 	small   []byte // for subjects
 	lenient bool   // collect what is missing, and go on
 	missing []*use // what was
 }
+
+// memo is where the form of a value stands in machine.forms.
+type memo struct{ start, end int }
+
+// longestForm bounds forms that are remembered: they must fit on a line.
+const longestForm = lineLength - 2
 
 var machines = sync.Pool{New: func() any { return new(machine) }}
 
 // run appends the program's output, encoded, to m.buf.
 func (m *machine) run(p *program, sc *scope, c *contact, e encoding) error {
 	m.prog, m.scope, m.contact, m.enc, m.col, m.n, m.loops = p, sc, c, e, 0, 0, 0
+	m.forget(p.slots)
 	start := len(m.buf)
 	for pc := 0; pc < len(p.ops); {
 		next, err := m.step(pc)
@@ -156,8 +166,55 @@ func (f *frame) item() {
 	}
 }
 
+// forget makes room for the forms of n values.
+func (m *machine) forget(n int) {
+	if cap(m.memo) < n {
+		m.memo = make([]memo, n)
+	}
+	m.memo, m.forms = m.memo[:n], m.forms[:0]
+	clear(m.memo)
+}
+
+// remember keeps the form that a value has within a line.
+func (m *machine) remember(slot int, s string) {
+	if m.memo[slot-1].end > 0 || len(s) == 0 || len(s) > longestForm || strings.ContainsAny(s, "\r\n") {
+		return
+	}
+	e := encoder{buf: m.forms, enc: encodeQuoted, col: 1} // not at the beginning of a line, where a dot is encoded
+	start := len(e.buf)
+	e.quoted(s)
+	if m.forms = e.buf; len(e.buf)-start <= longestForm && e.col == 1+len(e.buf)-start {
+		m.memo[slot-1] = memo{start, len(e.buf)}
+	}
+}
+
+// recall appends the remembered form of a value, behind a line break that means nothing where it does not fit.
+func (m *machine) recall(o *op) bool {
+	if o.slot == 0 || m.enc != encodeQuoted {
+		return false
+	}
+	k := m.memo[o.slot-1]
+	n := k.end - k.start
+	if n == 0 {
+		return false
+	}
+	breaks := m.col+n > lineLength-1
+	if first := m.forms[k.start]; (breaks || m.col == 0) && (first == '.' || first == 'F') {
+		return false // encoded at the beginning of a line
+	}
+	if breaks {
+		m.buf, m.col = append(m.buf, "=\r\n"...), 0
+	}
+	m.buf = append(m.buf, m.forms[k.start:k.end]...)
+	m.col += n
+	return true
+}
+
 // out appends the value of {{x}}.
 func (m *machine) out(o *op) error {
+	if m.recall(o) {
+		return nil
+	}
 	v, err := m.eval(o.e, true)
 	switch {
 	case err != nil:
@@ -171,12 +228,20 @@ func (m *machine) out(o *op) error {
 			m.text(plainOf(v.s))
 			return nil
 		}
-		m.text(v.s)
+		m.show(o, v.s)
 		return nil
 	}
 	m.scratch = appendEscaped(m.scratch[:0], o.esc, v.s, v.trusted)
-	m.text(string(m.scratch))
+	m.show(o, string(m.scratch))
 	return nil
+}
+
+// show appends a value's text, and keeps its form where it is shown again.
+func (m *machine) show(o *op, s string) {
+	if o.slot > 0 && m.enc == encodeQuoted {
+		m.remember(o.slot, s)
+	}
+	m.text(s)
 }
 
 // eval yields an expression's value; strict makes a missing one an error.

@@ -272,10 +272,13 @@ func (c *composition) signed(l *letter, keys []*dkim.Key) ([]byte, error) {
 	room := signatureRoom * len(keys)
 	buf := make([]byte, room, room+c.guess())
 	msg, body, err := c.write(buf, l)
-	if err != nil || len(keys) == 0 {
-		return msg, err
+	if err != nil {
+		return nil, err
 	}
 	c.size.Store(int64(len(msg) - room))
+	if len(keys) == 0 {
+		return msg, nil
+	}
 	h := dkim.NewBodyHasher()
 	_, _ = h.Write(msg[body:]) // never fails
 	signatures, err := dkim.Sign(keys, msg[room:body-len("\r\n")], h.Sum(), l.at)

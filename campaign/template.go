@@ -135,6 +135,8 @@ type program struct {
 	uses []use
 	size int      // of all static text
 	enc  encoding // of static chunks
+
+	slots int // of values that stand in it often: see number
 }
 
 type opcode uint8
@@ -160,6 +162,7 @@ type op struct {
 	chunk  *chunk // text, encoded
 	breaks int    // line ends in text
 	e      *expr
+	slot   int // from 1, of opOut for a value that other operations show too; 0: none
 }
 
 // reservedNames are those that relayd fills in itself.

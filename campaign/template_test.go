@@ -313,6 +313,7 @@ func FuzzTemplate(f *testing.F) {
 			plain := new(machine)
 			errPlain := plain.run(p, sc, c, encodeNone)
 			for _, enc := range []encoding{encodeQuoted, encodeBase64} {
+				p.number()
 				for i := range p.ops {
 					if o := &p.ops[i]; o.code == opText {
 						o.breaks, o.chunk = strings.Count(o.text, "\n"), nil
