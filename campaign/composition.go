@@ -410,6 +410,9 @@ func (c *composition) compileText(t *api.CampaignTemplate) (*program, error) {
 		if t.HTML == "" {
 			return nil, errorAt(partText, "", 0, "a template needs html or text")
 		}
+		if t.Options.AutoText != nil && !*t.Options.AutoText {
+			return nil, errorAt(partText, "", 0, "a text part is needed: write one, or leave out options.auto_text")
+		}
 		var err error
 		if src, err = htmlToText(partHTML, c.withFooter(t)); err != nil {
 			return nil, err

@@ -169,32 +169,49 @@ func (e *encoder) quoted(s string) {
 
 // bytes appends s as base64 and keeps what does not make a group of three.
 func (e *encoder) bytes(s string) {
-	for len(s) > 0 {
-		if e.n > 0 || len(s) < 3 {
-			if e.n < 2 {
-				e.left[e.n] = s[0]
-				e.n++
-			} else {
-				e.group(e.left[0], e.left[1], s[0])
-				e.n = 0
-			}
-			s = s[1:]
-			continue
+	for len(s) > 0 && (e.n > 0 || len(s) < 3) {
+		if e.n < 2 {
+			e.left[e.n] = s[0]
+			e.n++
+		} else {
+			e.groups(string([]byte{e.left[0], e.left[1], s[0]}))
+			e.n = 0
 		}
-		e.group(s[0], s[1], s[2])
-		s = s[3:]
+		s = s[1:]
+	}
+	whole := len(s) / 3 * 3
+	e.groups(s[:whole])
+	for i := whole; i < len(s); i++ {
+		e.left[e.n] = s[i]
+		e.n++
 	}
 }
 
 const base64Digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
-func (e *encoder) group(x, y, z byte) {
-	if e.col == lineLength {
-		e.buf, e.col = append(e.buf, "\r\n"...), 0
+// groups appends whole groups of three bytes, line by line.
+func (e *encoder) groups(s string) {
+	for len(s) > 0 {
+		if e.col == lineLength {
+			e.buf, e.col = append(e.buf, "\r\n"...), 0
+		}
+		n := min(len(s)/3, (lineLength-e.col)/4)
+		at := len(e.buf)
+		e.buf = append(e.buf, blankLine[:4*n]...)
+		line := e.buf[at:]
+		for i := range n {
+			x, y, z := s[3*i], s[3*i+1], s[3*i+2]
+			out := line[4*i : 4*i+4 : 4*i+4]
+			out[0], out[1] = base64Digits[x>>2], base64Digits[x&3<<4|y>>4]
+			out[2], out[3] = base64Digits[y&15<<2|z>>6], base64Digits[z&63]
+		}
+		e.col += 4 * n
+		s = s[3*n:]
 	}
-	e.buf = append(e.buf, base64Digits[x>>2], base64Digits[x&3<<4|y>>4], base64Digits[y&15<<2|z>>6], base64Digits[z&63])
-	e.col += 4
 }
+
+// blankLine is room for one line.
+const blankLine = "                                                                            "
 
 // finish writes what is left over.
 func (e *encoder) finish() {

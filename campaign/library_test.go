@@ -132,6 +132,7 @@ func TestTemplatesAreRefusedWithTheirPlace(t *testing.T) {
 		"html_of_a_contact": {func(c *api.CreateTemplate) { c.Variables["Name"] = api.Variable{Scope: "contact", Type: "html"} }, "/variables/Name/type", "always text"},
 		"single_only":       {func(c *api.CreateTemplate) { c.Kind, c.Variables = "transactional", nil }, "/html", "broadcasts only"},
 		"output":            {func(c *api.CreateTemplate) { c.HTML = strings.Repeat("x", maxSource+1) }, "/html", "longer than"},
+		"no_auto_text":      {func(c *api.CreateTemplate) { c.Options.AutoText = new(bool) }, "/text", "a text part is needed"},
 		"data_uri":          {func(c *api.CreateTemplate) { c.HTML += `<img src="data:image/png;base64,x">` }, "/html", "data: URIs"},
 	}
 	for name, tt := range tests {

@@ -56,15 +56,19 @@ type machine struct {
 	frames  [maxFrames]frame
 	loops   int
 	scratch []byte
-	memo    []memo // by slot: forms of values in quoted-printable
-	forms   []byte // what memo names
+	memo    []memo // by slot
+	forms   []byte // of values in quoted-printable
 	small   []byte // for subjects
 	lenient bool   // collect what is missing, and go on
 	missing []*use // what was
 }
 
-// memo is where the form of a value stands in machine.forms.
-type memo struct{ start, end int }
+// memo is a value that was shown: where its form stands in machine.forms, or in base64, whose form depends on what stands
+// before it, its escaped text.
+type memo struct {
+	start, end int
+	text       string
+}
 
 // longestForm bounds forms that are remembered: they must fit on a line.
 const longestForm = lineLength - 2
@@ -175,7 +179,7 @@ func (m *machine) forget(n int) {
 	clear(m.memo)
 }
 
-// remember keeps the form that a value has within a line.
+// remember keeps the form that a value has within a line of quoted-printable.
 func (m *machine) remember(slot int, s string) {
 	if m.memo[slot-1].end > 0 || len(s) == 0 || len(s) > longestForm || strings.ContainsAny(s, "\r\n") {
 		return
@@ -184,18 +188,22 @@ func (m *machine) remember(slot int, s string) {
 	start := len(e.buf)
 	e.quoted(s)
 	if m.forms = e.buf; len(e.buf)-start <= longestForm && e.col == 1+len(e.buf)-start {
-		m.memo[slot-1] = memo{start, len(e.buf)}
+		m.memo[slot-1] = memo{start: start, end: len(e.buf)}
 	}
 }
 
 // recall appends the remembered form of a value, behind a line break that means nothing where it does not fit.
 func (m *machine) recall(o *op) bool {
-	if o.slot == 0 || m.enc != encodeQuoted {
+	if o.slot == 0 {
 		return false
 	}
-	k := m.memo[o.slot-1]
+	k := &m.memo[o.slot-1]
+	if m.enc == encodeBase64 && k.text != "" {
+		m.bytes(k.text)
+		return true
+	}
 	n := k.end - k.start
-	if n == 0 {
+	if n == 0 || m.enc != encodeQuoted {
 		return false
 	}
 	breaks := m.col+n > lineLength-1
@@ -238,8 +246,12 @@ func (m *machine) out(o *op) error {
 
 // show appends a value's text, and keeps its form where it is shown again.
 func (m *machine) show(o *op, s string) {
-	if o.slot > 0 && m.enc == encodeQuoted {
+	switch {
+	case o.slot == 0:
+	case m.enc == encodeQuoted:
 		m.remember(o.slot, s)
+	case m.enc == encodeBase64 && !strings.ContainsAny(s, "\r\n"):
+		m.memo[o.slot-1].text = s
 	}
 	m.text(s)
 }

@@ -44,6 +44,7 @@ type Partial struct {
 type TemplateOptions struct {
 	Images     string `json:"images,omitempty"`      // "cid" (default): parts of the message; "link": the url of each image
 	AutoFooter bool   `json:"auto_footer,omitempty"` // add an unsubscribe line where the template has none
+	AutoText   *bool  `json:"auto_text,omitempty"`   // make the text part from the HTML where there is none; default true
 	InlineCSS  *bool  `json:"inline_css,omitempty"`  // write the rules of <style> into style attributes as well; default true
 }
 
