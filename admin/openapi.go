@@ -61,6 +61,8 @@ func openAPI(routes []route, version string) ([]byte, error) {
 			item.Get = op
 		case http.MethodPost:
 			item.Post = op
+		case http.MethodPut:
+			item.Put = op
 		case http.MethodPatch:
 			item.Patch = op
 		case http.MethodDelete:

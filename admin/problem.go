@@ -206,7 +206,7 @@ func titleOf(code string) string {
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
 	var allow []string
 	if isCleanPath(r.URL.EscapedPath()) {
-		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 			other := &http.Request{Method: method, URL: r.URL, Host: r.Host, Header: http.Header{}}
 			if _, pattern := s.mux.Handler(other); pattern != "" && pattern != "/" {
 				allow = append(allow, method)

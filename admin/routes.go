@@ -75,6 +75,12 @@ func (s *Server) table() []route {
 	del := func(path, scope, summary string, status int, call endpoint, query ...string) route {
 		return route{http.MethodDelete, path, scope, summary, query, status, 0, false, call}
 	}
+	patch := func(path, scope, summary string, call endpoint, query ...string) route {
+		return route{http.MethodPatch, path, scope, summary, query, http.StatusOK, smallBody, false, call}
+	}
+	put := func(path, scope, summary string, call endpoint, query ...string) route {
+		return route{http.MethodPut, path, scope, summary, query, http.StatusOK, smallBody, false, call}
+	}
 	large := func(r route, limit int64) route { r.limit = limit; return r }
 	upload := func(r route) route { r.upload = true; return r }
 	const ok, created, accepted, empty = http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNoContent
@@ -89,7 +95,25 @@ func (s *Server) table() []route {
 			gives(s.uploadRecipients))),
 		get("/v1/campaigns/{id}/recipients", "campaigns:read", "List what became of each recipient", gives(s.listRecipients),
 			"state", "limit", "cursor"),
-		get("/v1/campaigns/{id}/progress", "campaigns:read", "Count recipients by state", gives(s.progress)),
+		large(patch("/v1/campaigns/{id}", "campaigns:write", "Change a draft, or how a campaign is sent and guarded; needs If-Match",
+			takes(s.patchCampaign)), campaignBody),
+		del("/v1/campaigns/{id}", "campaigns:write", "Forget a draft, or a campaign that has ended", empty, streams(s.deleteCampaign)),
+		get("/v1/campaigns/{id}/progress", "campaigns:read", "Count recipients by state; with wait_seconds, when they have changed",
+			as[api.Progress](gives(s.progress)), "wait_seconds"),
+		get("/v1/campaigns/{id}/progress/stream", "campaigns:read", "Progress as server-sent events", streams(s.streamProgress)),
+		get("/v1/campaigns/{id}/report", "campaigns:read", "How it went, and why not better; as CSV, one row for each recipient",
+			as[api.CampaignReport](gives(s.campaignReport)), "format"),
+		post("/v1/campaigns/{id}/validate", "campaigns:write", "Tell what would become of it, without sending", ok, gives(s.validateCampaign)),
+		post("/v1/campaigns/{id}/preview", "campaigns:write", "Make one recipient's message", ok, takes(s.previewCampaign)),
+		post("/v1/campaigns/{id}/test", "campaigns:send", "Send a test message", accepted, as[api.TestSent](takes(s.testCampaign))),
+		post("/v1/campaigns/{id}/schedule", "campaigns:send", "Start at a time, or at a time of day where each recipient is", ok,
+			takes(s.scheduleCampaign)),
+		post("/v1/campaigns/{id}/unschedule", "campaigns:send", "Make it a draft again", ok, gives(s.unscheduleCampaign)),
+		post("/v1/campaigns/{id}/retry-failed", "campaigns:send", "Send again to those whom we failed", accepted, gives(s.retryFailed)),
+		post("/v1/campaigns/{id}/clone", "campaigns:write", "Make a draft of the same content", created,
+			as[api.Campaign](gives(s.cloneCampaign))),
+		get("/v1/compliance", "campaigns:read", "What the law asks of the account's campaigns", gives(s.showCompliance), "account"),
+		put("/v1/compliance", "campaigns:write", "Set what the law asks of the account's campaigns", takes(s.setCompliance), "account"),
 		post("/v1/campaigns/{id}/start", "campaigns:send", "Begin to send", accepted, gives(s.startCampaign)),
 		post("/v1/campaigns/{id}/pause", "campaigns:send", "Stop new attempts", ok, gives(s.pauseCampaign)),
 		post("/v1/campaigns/{id}/resume", "campaigns:send", "Go on", ok, gives(s.resumeCampaign)),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"relayd/internal/api"
 	"relayd/internal/kv"
@@ -12,19 +11,29 @@ import (
 )
 
 // Start checks that every recipient's message can be made, and begins to send. A refusal is an *Invalid, and leaves the
-// draft as it was. A campaign that runs already is answered as it is.
+// draft as it was. A campaign that goes to a list is prepared in the background; what its contacts lack makes it failed.
+// A campaign that runs already is answered as it is.
 func (s *Service) Start(ctx context.Context, account, id string) (api.Campaign, error) {
-	r, err := s.move(ctx, account, id, "start", func(_ kv.Tx, r *record) error {
+	r, err := s.read(ctx, account, id)
+	if err != nil {
+		return api.Campaign{}, err
+	}
+	if r.State == Draft && r.Audience != nil {
+		if err := s.sendable(ctx, r); err != nil {
+			return api.Campaign{}, err
+		}
+	}
+	r, err = s.move(ctx, account, id, "start", func(_ kv.Tx, r *record) error {
 		switch r.State {
-		case Draft:
-			r.State = Preparing // no recipient comes in any more
+		case Draft, Scheduled:
+			r.State, r.Schedule, r.Cut = Preparing, nil, s.now().UTC() // no recipient comes in any more
 		case Preparing, Running:
 		default:
 			return &StateError{"start", r.State}
 		}
 		return nil
 	})
-	if err != nil || r.State == Running {
+	if err != nil || r.State == Running || r.Audience != nil || r.Retrying {
 		return s.answer(ctx, r, err)
 	}
 	defer s.hold(r.ID)()
@@ -32,6 +41,30 @@ func (s *Service) Start(ctx context.Context, account, id string) (api.Campaign, 
 		return api.Campaign{}, err
 	}
 	return s.Get(ctx, account, id)
+}
+
+// sendable tells why a campaign could not start, as far as that can be told without its recipients.
+func (s *Service) sendable(ctx context.Context, r *record) error {
+	c, err := s.compile(ctx, r)
+	if err != nil {
+		return err
+	}
+	bad := &Invalid{}
+	if _, err := s.findAudience(ctx, r.Account, r.Audience, bad); err != nil {
+		return err
+	}
+	if err := bad.orNil(); err != nil {
+		return err
+	}
+	total := int64(1)
+	if r.Audience == nil {
+		t, err := s.total(ctx, r.ID)
+		if err != nil {
+			return err
+		}
+		total = t.total
+	}
+	return s.ready(r, c, total)
 }
 
 // hold keeps Run from preparing a campaign as well, until the function that it returns is called.
@@ -47,28 +80,37 @@ func (s *Service) hold(id mail.QueueID) func() {
 	return func() { set(false) }
 }
 
-// prepare takes a campaign from preparing to running, or back to draft with the reason.
+// prepare takes a campaign from preparing to running, or away from there with the reason: to draft where somebody waits
+// for the answer, else to failed.
 func (s *Service) prepare(ctx context.Context, r *record) error {
 	reason := s.examine(ctx, r)
-	if _, bad := errors.AsType[*Invalid](reason); reason != nil && !bad {
+	why, bad := errors.AsType[*Invalid](reason)
+	if reason != nil && !bad {
 		return reason // ours to mend: it stays in preparing, and Run tries again
 	}
-	_, err := s.move(ctx, "", formatID(r.ID), "start", func(tx kv.Tx, r *record) error {
-		if r.State != Preparing {
+	r, err := s.move(ctx, "", formatID(r.ID), "start", func(tx kv.Tx, r *record) error {
+		switch {
+		case r.State != Preparing:
 			return nil
-		}
-		if reason != nil {
+		case reason == nil:
+			if err := s.begin(tx, r); err != nil {
+				return err
+			}
+			return s.tell(tx, r, "campaign.started")
+		case r.Audience == nil && r.Schedule == nil:
 			r.State = Draft
 			return nil
 		}
-		s.begin(r)
-		return s.tell(tx, r, "campaign.started")
+		r.State, r.Reason, r.Detail, r.Finished = Failed, why.Code, mail.CleanText(why.Error(), 1000), s.now().UTC()
+		return s.tell(tx, r, "campaign.failed")
 	})
 	if err != nil {
 		return err
 	}
 	if reason == nil {
 		s.log.Info("campaign.started", "campaign", formatID(r.ID), "account", r.Account)
+	} else if r.State == Failed {
+		s.log.Warn("campaign.refused", "campaign", formatID(r.ID), "account", r.Account, "reason", r.Reason, "err", r.Detail)
 	}
 	return reason
 }
@@ -133,7 +175,7 @@ func (s *Service) Pause(ctx context.Context, account, id string) (api.Campaign, 
 	r, err := s.move(ctx, account, id, "pause", func(tx kv.Tx, r *record) error {
 		switch r.State {
 		case Running:
-			r.State, r.Reason = Paused, "user"
+			r.State, r.Reason, r.Detail = Paused, reasonUser, ""
 			return s.tell(tx, r, "campaign.paused")
 		case Paused:
 			return nil
@@ -148,13 +190,21 @@ func (s *Service) Pause(ctx context.Context, account, id string) (api.Campaign, 
 	return c, err
 }
 
-// Resume goes on where Pause stopped.
+// Resume goes on where Pause, or a guard, stopped: guards count from now on. A campaign whose schedule was missed starts.
 func (s *Service) Resume(ctx context.Context, account, id string) (api.Campaign, error) {
 	r, err := s.move(ctx, account, id, "resume", func(tx kv.Tx, r *record) error {
 		switch r.State {
 		case Paused:
-			s.begin(r)
+			if r.Reason == reasonMisfire {
+				r.State, r.Reason, r.Detail, r.Cut = Preparing, "", "", s.now().UTC()
+				return s.tell(tx, r, "campaign.resumed")
+			}
+			if err := s.begin(tx, r); err != nil {
+				return err
+			}
 			return s.tell(tx, r, "campaign.resumed")
+		case Preparing:
+			return nil
 		case Running:
 			return nil
 		}
@@ -172,18 +222,30 @@ func (s *Service) Cancel(ctx context.Context, account, id string) (api.Campaign,
 			return nil
 		case ended(r.State):
 			return &StateError{"cancel", r.State}
-		case r.State == Draft:
-			r.State, r.Finished = Cancelled, s.now().UTC()
+		case r.State == Draft || r.State == Scheduled || r.State == Paused && r.Started.IsZero():
+			r.State, r.Reason, r.Detail, r.Finished = Cancelled, "", "", s.now().UTC()
 			return s.tell(tx, r, "campaign.cancelled")
 		}
-		r.State, r.Reason = Cancelling, ""
+		r.State, r.Reason, r.Detail = Cancelling, "", ""
 		return nil
 	})
 	return s.answer(ctx, r, err)
 }
 
-// move changes a record in one transaction and follows it once it is durable. fn may run more than once.
+// move changes a record in one transaction where fn changes its state, and follows it once it is durable. fn may run more
+// than once.
 func (s *Service) move(ctx context.Context, account, id, action string, fn func(tx kv.Tx, r *record) error) (*record, error) {
+	return s.update(ctx, account, id, action, false, fn)
+}
+
+// edit is move where the record is written though its state may stay.
+func (s *Service) edit(ctx context.Context, account, id, action string, fn func(tx kv.Tx, r *record) error) (*record, error) {
+	return s.update(ctx, account, id, action, true, fn)
+}
+
+func (s *Service) update(
+	ctx context.Context, account, id, action string, always bool, fn func(tx kv.Tx, r *record) error,
+) (*record, error) {
 	var r *record
 	var before string
 	err := s.db.Update(ctx, func(tx kv.Tx) (err error) {
@@ -194,19 +256,21 @@ func (s *Service) move(ctx context.Context, account, id, action string, fn func(
 		if err := fn(tx, r); err != nil {
 			return err
 		}
-		if r.State == before {
+		if r.State == before && !always {
 			return nil
 		}
 		return r.put(tx)
 	})
 	if err != nil {
-		if _, refused := errors.AsType[*StateError](err); refused || errors.Is(err, ErrNotFound) {
+		if isRefusal(err) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%s campaign: %w", action, err)
 	}
-	if r.State != before {
+	if r.State != before || always {
 		s.follow(r)
+	}
+	if r.State != before {
 		s.log.Info("campaign.moved", "campaign", id, "account", r.Account, "status", r.State, "reason", r.Reason)
 	}
 	return r, nil
@@ -242,6 +306,3 @@ func (s *Service) Get(ctx context.Context, account, id string) (api.Campaign, er
 	})
 	return c, err
 }
-
-// expires is when a campaign's messages are given up.
-func (r *record) expires() time.Time { return r.Started.Add(r.TTL) }

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"relayd/internal/api"
+	contacts "relayd/internal/contact"
 	"relayd/internal/mail"
 )
 
@@ -27,14 +28,15 @@ type composition struct {
 	subject  *program
 	html     *program // nil: the message is text only
 	text     *program
-	head     []byte // header fields before those that differ
-	foot     []byte // header fields behind them, with the empty line
-	toText   []byte // body up to the text
-	toHTML   []byte // between text and HTML
-	tail     []byte // behind the HTML: images, closing delimiters
-	host     string // in Message-ID
-	unsub    string // base of unsubscribe links
-	mailbox  string // for unsubscribe mail, "" for none
+	head     []byte          // header fields before those that differ
+	foot     []byte          // header fields behind them, with the empty line
+	toText   []byte          // body up to the text
+	toHTML   []byte          // between text and HTML
+	tail     []byte          // behind the HTML: images, closing delimiters
+	host     string          // in Message-ID
+	unsub    string          // base of unsubscribe links
+	mailbox  string          // for unsubscribe mail, "" for none
+	list     contacts.ListID // that the unsubscribe link takes the recipient off; zero: all broadcasts
 	warnings []api.Warning
 	images   int
 	size     atomic.Int64 // of the last message, for buffers

@@ -26,13 +26,28 @@ type tally struct {
 	cancelled    int64
 	first        int64 // first delivery, Unix nanoseconds, 0 for none
 	last         int64 // last outcome
+
+	complained     int64 // recipients who called it spam
+	baseDelivered  int64 // what guards do not look at: see rebase
+	baseBounced    int64
+	baseComplained int64
+	byProvider     [len(providerNames)]int64 // delivered
 }
 
+// tallyVersion 2 added what stands behind last.
+const (
+	tallyVersion = 2
+	firstFields  = 12
+)
+
 func (t *tally) fields() []*int64 {
-	return []*int64{
-		&t.total, &t.queued, &t.delivered, &t.bounced, &t.failed, &t.suppressed, &t.unsubscribed, &t.renderFailed, &t.expired,
-		&t.cancelled, &t.first, &t.last,
+	list := make([]*int64, 0, firstFields+4+len(t.byProvider))
+	list = append(list, &t.total, &t.queued, &t.delivered, &t.bounced, &t.failed, &t.suppressed, &t.unsubscribed, &t.renderFailed,
+		&t.expired, &t.cancelled, &t.first, &t.last, &t.complained, &t.baseDelivered, &t.baseBounced, &t.baseComplained)
+	for i := range t.byProvider {
+		list = append(list, &t.byProvider[i])
 	}
+	return list
 }
 
 // finished is how many envelopes have their outcome.
@@ -41,7 +56,7 @@ func (t *tally) finished() int64 {
 }
 
 func (t *tally) encode() []byte {
-	b := []byte{recordVersion}
+	b := append(make([]byte, 0, 64), tallyVersion)
 	for _, f := range t.fields() {
 		b = binary.AppendVarint(b, *f)
 	}
@@ -53,11 +68,16 @@ func decodeTally(b []byte) (tally, error) {
 	if len(b) == 0 {
 		return t, nil
 	}
-	if b[0] != recordVersion {
+	fields := t.fields()
+	switch b[0] {
+	case tallyVersion:
+	case recordVersion:
+		fields = fields[:firstFields]
+	default:
 		return t, fmt.Errorf("%w: unknown version of counters", errBadRecord)
 	}
 	b = b[1:]
-	for _, f := range t.fields() {
+	for _, f := range fields {
 		v, n := binary.Varint(b)
 		if n <= 0 {
 			return tally{}, fmt.Errorf("%w: counters", errBadRecord)
@@ -87,6 +107,7 @@ func (t *tally) count(r spool.Result) {
 	switch r.Outcome {
 	case spool.Delivered:
 		t.delivered++
+		t.byProvider[providerOf(r.Host)]++
 		if at := r.At.UnixNano(); !r.At.IsZero() && (t.first == 0 || at < t.first) {
 			t.first = at
 		}
@@ -178,8 +199,8 @@ func sum(tx kv.Tx, id mail.QueueID) (tally, error) {
 	return all, nil
 }
 
-// SettleHook counts outcomes in the transaction in which they become durable, and ends the campaign with its last one
-// (spool.SettleHook).
+// SettleHook counts outcomes in the transaction in which they become durable, keeps whom we failed for a retry, pauses
+// the campaign where its guards say so, and ends it with its last outcome (spool.SettleHook).
 func (s *Service) SettleHook(tx kv.Tx, settled []spool.Settled) error {
 	var order []mail.QueueID
 	groups := map[mail.QueueID][]spool.Result{}
@@ -193,6 +214,11 @@ func (s *Service) SettleHook(tx kv.Tx, settled []spool.Settled) error {
 			order = append(order, id)
 		}
 		groups[id] = append(groups[id], e.Result)
+		if flag := retryable(&e.Result); flag != 0 {
+			if err := keepFailed(tx, e.Envelope, flag); err != nil {
+				return err
+			}
+		}
 	}
 	for _, id := range order {
 		err := s.change(tx, id, func(t *tally) {
@@ -203,18 +229,65 @@ func (s *Service) SettleHook(tx kv.Tx, settled []spool.Settled) error {
 		if err != nil {
 			return err
 		}
-		if err := s.complete(tx, id); err != nil {
+		t, err := sum(tx, id)
+		if err != nil {
+			return err
+		}
+		if err := s.watch(tx, id, &t); err != nil {
+			return err
+		}
+		if err := s.completeWith(tx, id, &t); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// watch asks the guards. What it pauses in tx, Run stops when tx is durable.
+func (s *Service) watch(tx kv.Tx, id mail.QueueID, t *tally) error {
+	s.mu.Lock()
+	j := s.jobs[id]
+	limits := api.CampaignGuards{}
+	if j != nil && j.state == Running {
+		limits = j.guards
+	}
+	s.mu.Unlock()
+	if reason, _ := t.guarded(0).verdict(&limits); reason == "" || limits.Action != "pause" {
+		return nil
+	}
+	r, err := getRecord(tx, id)
+	if err != nil {
+		return err
+	}
+	tripped, err := s.guard(tx, r, t, 0)
+	if tripped {
+		s.tripped(id)
+	}
+	return err
+}
+
+// tripped makes Run look at a campaign soon.
+func (s *Service) tripped(id mail.QueueID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j := s.jobs[id]; j != nil {
+		j.look = 20 // times: the transaction may not be durable yet
+		s.poke()
+	}
+}
+
 // complete ends the campaign if all its recipients have their outcome.
 func (s *Service) complete(tx kv.Tx, id mail.QueueID) error {
 	t, err := sum(tx, id)
-	if err != nil || t.finished() < t.queued {
+	if err != nil {
 		return err
+	}
+	return s.completeWith(tx, id, &t)
+}
+
+func (s *Service) completeWith(tx kv.Tx, id mail.QueueID, t *tally) error {
+	if t.finished() < t.queued {
+		return nil
 	}
 	r, err := getRecord(tx, id)
 	switch {
@@ -229,7 +302,7 @@ func (s *Service) complete(tx kv.Tx, id mail.QueueID) error {
 	default:
 		r.State = Completed
 	}
-	r.Finished = s.now()
+	r.Finished, r.Reason, r.Detail = s.now(), "", ""
 	if err := s.spool.RemoveMessageTx(tx, id); err != nil {
 		return fmt.Errorf("remove campaign's message: %w", err)
 	}
@@ -251,7 +324,15 @@ func verb(state string) string {
 func (s *Service) tell(tx kv.Tx, r *record, kind string) error {
 	return s.events.Append(tx, event.Event{
 		Type: kind, At: s.now(), Account: r.Account, Stream: r.Stream, Campaign: formatID(r.ID), From: r.From.Email, Reason: r.Reason,
+		Data: detailOf(r),
 	})
+}
+
+func detailOf(r *record) map[string]any {
+	if r.Detail == "" {
+		return nil
+	}
+	return map[string]any{"detail": r.Detail}
 }
 
 func timeOf(unixNano int64) *time.Time {

@@ -1,11 +1,11 @@
 package campaign
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"relayd/internal/api"
 	"relayd/internal/kv"
@@ -15,52 +15,49 @@ import (
 // maxInline bounds the recipients in the request itself; more are uploaded.
 const maxInline = 10_000
 
-// maxRetry bounds what a campaign may ask of the retry policy.
-const (
-	maxAttempts = 20
-	maxInterval = 24 * 3600
-	maxBackoff  = 100
-	maxTTL      = 30 * 24 * 3600
-)
+// Also runs in the transaction that stores a campaign, with the answer that the caller gets: an idempotency key becomes
+// durable with what it is the key of. It may run more than once.
+type Also func(tx kv.Tx, c api.Campaign) error
 
 // Create checks a campaign in all its parts and stores it with its inline recipients, durably and at once or not at all.
 // With req.Start it is started too, or refused and not stored. A refusal is an *Invalid.
-func (s *Service) Create(ctx context.Context, account string, req *api.CreateCampaign) (api.Campaign, error) {
-	id := mail.NewQueueID(s.now())
+func (s *Service) Create(ctx context.Context, account string, req *api.CreateCampaign, also ...Also) (api.Campaign, error) {
+	return s.create(ctx, mail.NewQueueID(s.now()), account, req, nil, also)
+}
+
+// create is Create with an ID, and with a schedule in place of a start.
+func (s *Service) create(
+	ctx context.Context, id mail.QueueID, account string, req *api.CreateCampaign, sc *schedule, also []Also,
+) (api.Campaign, error) {
 	if account == "" {
 		account = "default"
 	}
-	if err := s.checkRequest(account, req); err != nil {
-		return api.Campaign{}, err
-	}
-	req, err := s.withTemplate(ctx, account, req)
+	d, err := s.plan(ctx, id, account, req)
 	if err != nil {
 		return api.Campaign{}, err
 	}
-	c, err := newComposition(id, account, req, s.cfg.Hostname, s.cfg.PublicURL)
-	if err != nil {
-		return api.Campaign{}, err
-	}
-	batch, err := s.inline(c, req)
-	if err != nil {
-		return api.Campaign{}, err
-	}
-	r := s.newRecord(c, req)
-	if req.Start {
-		if err := s.ready(r, c, int64(len(batch))); err != nil {
+	r, c := d.record, d.composition
+	if req.Start || sc != nil {
+		total := int64(len(d.batch))
+		if r.Audience != nil {
+			total++
+		}
+		if err := s.ready(r, c, total); err != nil {
 			return api.Campaign{}, err
 		}
 	}
-	content, err := encodeContent(req)
+	content, err := encodeContent(d.request)
 	if err != nil {
 		return api.Campaign{}, err
 	}
 	var sum added
+	var out api.Campaign
 	err = s.db.Update(ctx, func(tx kv.Tx) error {
+		r.Revision = 0
 		if r.Chunks, err = putContent(tx, id, content); err != nil {
 			return err
 		}
-		if sum, err = putRecipients(tx, id, batch); err != nil {
+		if sum, err = putRecipients(tx, id, d.batch); err != nil {
 			return err
 		}
 		if err := s.change(tx, id, func(t *tally) { t.total = sum.total }); err != nil {
@@ -69,54 +66,106 @@ func (s *Service) Create(ctx context.Context, account string, req *api.CreateCam
 		if err := tx.Put(tableAccount, append(append([]byte(account), 0), id[:]...), []byte{recordVersion}); err != nil {
 			return fmt.Errorf("index campaign: %w", err)
 		}
-		if req.Start {
-			s.begin(r)
-			if err := s.tell(tx, r, "campaign.started"); err != nil {
+		if err := s.launch(tx, r, req.Start, sc); err != nil {
+			return err
+		}
+		if err := r.put(tx); err != nil {
+			return err
+		}
+		out = r.api(sum.total)
+		for _, fn := range also {
+			if err := fn(tx, out); err != nil {
 				return err
 			}
 		}
-		return r.put(tx)
+		return nil
 	})
 	if err != nil {
 		return api.Campaign{}, fmt.Errorf("create campaign: %w", err)
 	}
 	s.follow(r)
 	s.log.Info("campaign.created", "campaign", formatID(id), "account", account, "count", sum.total)
-	return r.api(sum.total), nil
+	return out, nil
 }
 
-func (s *Service) newRecord(c *composition, req *api.CreateCampaign) *record {
+// launch sets a new record's state: draft, or what start or a schedule asks for.
+func (s *Service) launch(tx kv.Tx, r *record, start bool, sc *schedule) error {
+	switch {
+	case sc != nil:
+		r.State, r.Schedule = Scheduled, sc
+		return s.tell(tx, r, "campaign.scheduled")
+	case start && r.Audience != nil:
+		r.State, r.Cut = Preparing, s.now().UTC()
+		return nil
+	case start:
+		if err := s.begin(tx, r); err != nil {
+			return err
+		}
+		return s.tell(tx, r, "campaign.started")
+	}
+	return nil
+}
+
+// planned is a request that was checked in all its parts.
+type planned struct {
+	request     *api.CreateCampaign // with the content of the template that it names
+	record      *record
+	composition *composition
+	batch       []recipient
+}
+
+func (s *Service) plan(ctx context.Context, id mail.QueueID, account string, req *api.CreateCampaign) (*planned, error) {
+	bad := &Invalid{}
+	send := s.sendOf(req.Send, req.Retry, req.TTLSeconds, bad)
+	guards := guardsOf(req.Guards, bad)
+	s.checkRequest(account, req, bad)
+	m, err := s.findAudience(ctx, account, req.Audience, bad)
+	if err != nil {
+		return nil, err
+	}
+	if err := bad.orNil(); err != nil {
+		return nil, err
+	}
+	if req, err = s.withTemplate(ctx, account, req); err != nil {
+		return nil, err
+	}
+	lawful, err := s.lawful(ctx, account, req)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newComposition(id, account, lawful, s.cfg.Hostname, s.cfg.PublicURL)
+	if err != nil {
+		return nil, err
+	}
+	batch, err := s.inline(c, req)
+	if err != nil {
+		return nil, err
+	}
 	r := &record{
-		ID: c.id, Account: c.account, Name: req.Name, From: req.From, Subject: mail.CleanText(req.Template.Subject, 200),
-		Stream: req.Stream, State: Draft, Tags: req.Tags, Variables: c.variablesUsed(), Warnings: c.warnings, Reverse: c.reverse,
-		TTL: time.Duration(req.TTLSeconds) * time.Second, Retry: req.Retry, Created: s.now().UTC(),
+		ID: c.id, Account: c.account, Name: req.Name, From: req.From, Subject: mail.CleanText(lawful.Template.Subject, 200),
+		Stream: cmp.Or(req.Stream, defaultStream), State: Draft, Tags: req.Tags, Variables: c.variablesUsed(),
+		Warnings: c.warnings, Reverse: c.reverse, Audience: req.Audience, Members: m, Send: send, Guards: guards, Created: s.now().UTC(),
 	}
-	if r.Stream == "" {
-		r.Stream = defaultStream
+	return &planned{req, r, c, batch}, nil
+}
+
+// lawful returns the request with what the account's rules put into it.
+func (s *Service) lawful(ctx context.Context, account string, req *api.CreateCampaign) (*api.CreateCampaign, error) {
+	var r *rules
+	err := s.db.View(ctx, func(tx kv.Tx) (err error) {
+		r, err = getRules(tx, account)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	if r.TTL == 0 {
-		r.TTL = s.cfg.TTL
-	}
-	return r
+	out := *req
+	r.apply(&out)
+	return &out, nil
 }
 
 // checkRequest checks what does not concern the message itself.
-func (s *Service) checkRequest(account string, req *api.CreateCampaign) error {
-	bad := &Invalid{}
-	if r := req.Retry; r != nil {
-		if r.MaxAttempts < 1 || r.MaxAttempts > maxAttempts {
-			bad.add("/retry/max_attempts", api.CodeInvalidParameter, "%d is not between 1 and %d", r.MaxAttempts, maxAttempts)
-		}
-		if r.IntervalSeconds < 1 || r.IntervalSeconds > maxInterval {
-			bad.add("/retry/interval_seconds", api.CodeInvalidParameter, "%d is not between 1 and %d", r.IntervalSeconds, maxInterval)
-		}
-		if !(r.BackoffRate >= 1 && r.BackoffRate <= maxBackoff) {
-			bad.add("/retry/backoff_rate", api.CodeInvalidParameter, "%g is not between 1 and %d", r.BackoffRate, maxBackoff)
-		}
-	}
-	if req.TTLSeconds < 0 || req.TTLSeconds > maxTTL {
-		bad.add("/ttl_seconds", api.CodeInvalidParameter, "%d is not between 1 and %d", req.TTLSeconds, maxTTL)
-	}
+func (s *Service) checkRequest(account string, req *api.CreateCampaign, bad *Invalid) {
 	if len(req.Recipients) > maxInline {
 		bad.add("/recipients", api.CodeInvalidParameter, "%d recipients in one request, more than %d: upload them to /v1/campaigns/{id}/recipients", len(req.Recipients), maxInline)
 	}
@@ -125,7 +174,6 @@ func (s *Service) checkRequest(account string, req *api.CreateCampaign) error {
 			bad.add(pointer, api.CodeFromNotVerified, "%s is not a sender domain of this account: run relayctl domain add %s", p.Domain, p.Domain)
 		}
 	}
-	return bad.orNil()
 }
 
 func (s *Service) mayUse(account, domain string) bool {
@@ -179,12 +227,19 @@ func (s *Service) ready(r *record, c *composition, total int64) error {
 	return bad.orNil()
 }
 
-// begin makes a record that of a running campaign.
-func (s *Service) begin(r *record) {
-	r.State, r.Reason = Running, ""
-	if r.Started.IsZero() {
-		r.Started = s.now().UTC()
+// begin makes a record that of a running campaign. With its first start the account's rules are fixed, and guards count
+// from now on.
+func (s *Service) begin(tx kv.Tx, r *record) error {
+	r.State, r.Reason, r.Detail = Running, "", ""
+	if !r.Started.IsZero() {
+		return s.rebase(tx, r)
 	}
+	rules, err := getRules(tx, r.Account)
+	if err != nil {
+		return err
+	}
+	r.Rules, r.Started = rules, s.now().UTC()
+	return nil
 }
 
 // lacks gathers what recipients lack for a template, by variable.

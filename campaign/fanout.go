@@ -2,13 +2,12 @@ package campaign
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
-	"relayd/internal/intake"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
-	"relayd/spool"
 )
 
 const (
@@ -62,147 +61,99 @@ func (s *Service) active() []mail.QueueID {
 	return ids
 }
 
-// stepFor advances one campaign.
+// stepFor advances one campaign, and tells when it is to be looked at again.
 func (s *Service) stepFor(ctx context.Context, id mail.QueueID) (time.Duration, error) {
 	s.mu.Lock()
-	j := s.jobs[id]
-	var state string
-	var queued, held bool
-	if j != nil {
-		state, queued, held = j.state, j.queued, j.held
+	var j job
+	if p := s.jobs[id]; p != nil {
+		j = *p
+		p.look = max(0, p.look-1)
 	}
 	s.mu.Unlock()
 	switch {
-	case state == Running && queued:
+	case j.state == Running && j.look > 0:
+		return fullWait, s.settled(ctx, id)
+	case j.state == Running && j.queued:
 		return idleWait, s.settled(ctx, id)
-	case state == Running:
+	case j.state == Running:
 		if waiting, _, _ := s.spool.CampaignStats(formatID(id)); waiting > highWater {
-			return fullWait, s.sample(ctx, id)
+			return fullWait, s.settled(ctx, id)
 		}
 		if s.spool.Pressure() != "" { // its envelopes would take the room that deliveries need
-			return failedWait, nil
+			return failedWait, s.settled(ctx, id)
 		}
-		return 0, s.page(ctx, id)
-	case state == Preparing && !held:
-		return idleWait, s.takeUp(ctx, id)
-	case state == Cancelling:
+		wait, err := s.page(ctx, id)
+		if err == nil && s.pulse(id) {
+			err = s.settled(ctx, id)
+		}
+		return wait, err
+	case j.state == Scheduled:
+		return s.await(ctx, id)
+	case j.state == Preparing && !j.held:
+		return s.takeUp(ctx, id)
+	case j.state == Cancelling:
 		return fullWait, s.cancelRest(ctx, id)
 	}
 	return idleWait, nil
 }
 
-// page moves one page of recipients into the spool. Reading the page, its envelopes, their early suppression, the
-// deletion of the rows and the counters are one transaction: whatever happens, each recipient is in exactly one place.
-func (s *Service) page(ctx context.Context, id mail.QueueID) error {
+// pulse tells once a second that a campaign that is being fanned out wants to be looked at.
+func (s *Service) pulse(id mail.QueueID) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	j := s.jobs[id]
-	if j == nil {
-		s.mu.Unlock()
-		return nil
+	if j == nil || s.now().Sub(j.looked) < idleWait {
+		return false
 	}
-	after := j.after
-	s.mu.Unlock()
+	j.looked = s.now()
+	return true
+}
 
-	var r *record
-	var p *intake.Page
-	var last uint64
-	err := s.db.Update(ctx, func(tx kv.Tx) (err error) {
-		p = nil
-		if r, err = getRecord(tx, id); err != nil || r.State != Running || r.Queued {
-			return err
-		}
-		rows, err := scanRecipients(tx, id, after, s.cfg.PageSize)
-		if err != nil {
-			return err
-		}
-		p, last = s.pageOf(r, rows), after
-		for _, row := range rows {
-			last = row.n
-			if err := tx.Delete(tableRecipient, recipientKey(id, row.n)); err != nil {
-				return fmt.Errorf("remove queued recipient: %w", err)
-			}
-		}
-		if err := s.change(tx, id, func(t *tally) { t.queued += int64(len(p.Recipients)) }); err != nil {
-			return err
-		}
-		if len(p.Recipients) > 0 {
-			if err := s.intake.PageTx(tx, p); err != nil {
-				return fmt.Errorf("queue page: %w", err)
-			}
-		}
-		if len(rows) == s.cfg.PageSize {
-			return nil
-		}
-		r.Queued = true
-		if err := r.put(tx); err != nil {
-			return err
-		}
-		if err := s.complete(tx, id); err != nil {
-			return err
-		}
+// await starts a scheduled campaign when its time has come.
+func (s *Service) await(ctx context.Context, id mail.QueueID) (time.Duration, error) {
+	r, err := s.readID(ctx, id)
+	if err != nil {
+		return idleWait, err
+	}
+	if r.State != Scheduled {
+		s.follow(r)
+		return 0, nil
+	}
+	if wait := r.Schedule.At.Sub(s.now()); wait > 0 {
+		return min(wait, idleWait), nil
+	}
+	return 0, s.fire(ctx, r)
+}
+
+// takeUp goes on with a start: with its audience, with recipients that are to be tried again, with the examination.
+func (s *Service) takeUp(ctx context.Context, id mail.QueueID) (time.Duration, error) {
+	r, err := s.readID(ctx, id)
+	if err != nil {
+		return idleWait, err
+	}
+	switch {
+	case r.State != Preparing:
+		s.follow(r)
+		return 0, nil
+	case r.Retrying:
+		return 0, s.takeBack(ctx, id)
+	case r.Audience != nil && !r.Ready:
+		return 0, s.takeOver(ctx, r)
+	}
+	err = s.prepare(ctx, r)
+	if _, refused := errors.AsType[*Invalid](err); refused {
+		return 0, nil // the record tells it
+	}
+	return idleWait, err
+}
+
+// readID reads a record, whoever owns it.
+func (s *Service) readID(ctx context.Context, id mail.QueueID) (r *record, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) (err error) {
 		r, err = getRecord(tx, id)
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("fan out: %w", err)
-	}
-	if p == nil {
-		s.follow(r)
-		return nil
-	}
-	if len(p.Recipients) > 0 {
-		s.intake.PageAdded(p)
-	}
-	s.metrics.queued.Add(float64(len(p.Recipients)))
-	s.mu.Lock()
-	if j := s.jobs[id]; j != nil {
-		j.after = last
-	}
-	s.mu.Unlock()
-	if r.Queued {
-		s.follow(r)
-		s.log.Info("campaign.queued", "campaign", formatID(id), "account", r.Account)
-	}
-	return nil
-}
-
-// pageOf makes the page that intake takes.
-func (s *Service) pageOf(r *record, rows []row) *intake.Page {
-	m := &spool.Message{
-		ID: r.ID, Account: r.Account, Stream: formatID(r.ID), Campaign: formatID(r.ID), Class: spool.Bulk,
-		ReversePath: r.Reverse, Subject: r.Subject, AcceptedAt: r.Started, ExpiresAt: r.expires(), Keep: true,
-	}
-	if p := r.Retry; p != nil {
-		m.Retry = spool.RetryPolicy{
-			Attempts: p.MaxAttempts, First: time.Duration(p.IntervalSeconds) * time.Second, Multiplier: p.BackoffRate, MaxAge: r.TTL,
-		}
-	}
-	p := &intake.Page{Message: m}
-	at := s.now()
-	for _, row := range rows {
-		if row.unsubscribed {
-			continue
-		}
-		p.Recipients = append(p.Recipients, intake.PageRecipient{To: row.to, N: row.n, Data: snapshot(at, row.data)})
-	}
-	return p
-}
-
-// takeUp goes on with a start that a restart or an error of the store interrupted.
-func (s *Service) takeUp(ctx context.Context, id mail.QueueID) error {
-	var r *record
-	err := s.db.View(ctx, func(tx kv.Tx) (err error) {
-		r, err = getRecord(tx, id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if r.State != Preparing {
-		s.follow(r)
-		return nil
-	}
-	return s.prepare(ctx, r)
+	return r, err
 }
 
 // cancelRest settles what waits. What is under lease finishes by itself, or comes back and is settled next time.
@@ -242,9 +193,38 @@ func (s *Service) settled(ctx context.Context, id mail.QueueID) error {
 			return err
 		}
 	}
-	if ended(r.State) {
+	if r.State == Running {
+		if r, err = s.deferrals(ctx, r, &t); err != nil {
+			return err
+		}
+	}
+	if r.State != Running && r.State != Cancelling {
 		s.follow(r)
+	}
+	if r.State == Paused {
+		s.log.Warn("campaign.guarded", "campaign", formatID(id), "account", r.Account, "reason", r.Reason, "err", r.Detail)
+	}
+	if ended(r.State) {
 		s.log.Info("campaign.finished", "campaign", formatID(id), "account", r.Account, "status", r.State, "count", t.total)
 	}
 	return nil
+}
+
+// deferrals asks the guard of deferrals, which live in memory.
+func (s *Service) deferrals(ctx context.Context, r *record, t *tally) (*record, error) {
+	if rateOf(r.Guards.DeferralRate) == 0 || s.isQuiet(r.ID) {
+		return r, nil
+	}
+	_, deferred, _ := s.spool.CampaignStats(formatID(r.ID))
+	if reason, _ := t.guarded(int64(deferred)).verdict(&r.Guards); reason == "" {
+		return r, nil
+	}
+	err := s.db.Update(ctx, func(tx kv.Tx) (err error) {
+		if r, err = getRecord(tx, r.ID); err != nil {
+			return err
+		}
+		_, err = s.guard(tx, r, t, int64(deferred))
+		return err
+	})
+	return r, err
 }

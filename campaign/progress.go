@@ -79,16 +79,18 @@ func (s *Service) Progress(ctx context.Context, account, id string) (api.Progres
 		return api.Progress{}, err
 	}
 	p := api.Progress{
-		ID: formatID(r.ID), Name: r.Name, State: r.State, Reason: r.Reason, Total: t.total, Counts: t.counts(),
+		ID: formatID(r.ID), Name: r.Name, State: r.State, Reason: r.Reason, Detail: r.Detail, Total: t.total, Counts: t.counts(),
 		CreatedAt: r.Created, FirstDeliveredAt: timeOf(t.first), Providers: []api.ProviderProgress{},
 	}
-	if r.State == Cancelled {
+	if r.State == Cancelled || r.State == Failed {
 		p.Counts.Cancelled += t.total - t.queued
 	}
 	rest := t.total - p.Counts.Finished()
 	p.Counts.Sending = min(int64(leased), rest)
 	p.Counts.Deferred = min(int64(deferred), rest-p.Counts.Sending)
 	p.Counts.Pending = rest - p.Counts.Sending - p.Counts.Deferred
+	p.Guards = t.guarded(p.Counts.Deferred).state(&r.Guards)
+	s.providers(ctx, &p, r, &t)
 	if !r.Started.IsZero() {
 		started := r.Started
 		p.StartedAt, p.SnapshotAt = &started, &started
@@ -117,17 +119,7 @@ func (s *Service) rates(p *api.Progress, r *record, t tally, rest int64, waiting
 		p.Rate.Last10s = j.speed.rate(now, t.finished())
 	}
 	s.mu.Unlock()
-	switch {
-	case r.State == Paused:
-		p.LimitedBy = "paused"
-	case r.State != Running || rest == 0:
-	case !r.Queued && waiting == 0:
-		p.LimitedBy = "fanout"
-	case p.Counts.Pending+p.Counts.Sending == 0:
-		p.LimitedBy = "retry_schedule"
-	default:
-		p.LimitedBy = "delivery"
-	}
+	p.LimitedBy = s.limitedBy(p, r, rest, waiting)
 	rate := p.Rate.Last10s
 	if rate == 0 {
 		rate = p.Rate.Average
@@ -136,6 +128,46 @@ func (s *Service) rates(p *api.Progress, r *record, t tally, rest int64, waiting
 		eta := now.Add(time.Duration(float64(rest) / rate * float64(time.Second))).UTC().Truncate(time.Second)
 		p.ETA = &eta
 	}
+}
+
+// limitedBy says what keeps a campaign from being faster, "" where nothing is left to do.
+func (s *Service) limitedBy(p *api.Progress, r *record, rest int64, waiting int) string {
+	s.mu.Lock()
+	j := job{}
+	if at := s.jobs[r.ID]; at != nil {
+		j = *at
+	}
+	s.mu.Unlock()
+	now := s.now()
+	c := &p.Counts
+	busy := c.Sending + int64(waiting)
+	switch {
+	case r.State == Paused:
+		return "paused"
+	case r.State == Scheduled:
+		return "schedule"
+	case r.State != Running || rest == 0:
+		return ""
+	case now.Before(j.hushed) && c.Sending == 0:
+		return "quiet_hours"
+	case c.Pending+c.Sending == 0:
+		return "retry_schedule"
+	case !r.Queued && busy == 0 && j.next.After(now) && r.Placed:
+		return "campaign.schedule"
+	case !r.Queued && r.Send.MaxRatePerSecond > 0 && float64(waiting) <= r.Send.MaxRatePerSecond:
+		return "campaign.max_rate_per_second"
+	case !r.Queued && waiting == 0:
+		return "fanout"
+	}
+	for _, provider := range p.Providers {
+		if provider.State == "backoff" && provider.Deferred > 0 && provider.Deferred >= c.Pending+c.Deferred {
+			return "provider:" + provider.Name
+		}
+	}
+	if r.Send.MaxConcurrency > 0 && c.Sending >= int64(r.Send.MaxConcurrency) {
+		return "campaign.max_concurrency"
+	}
+	return "delivery"
 }
 
 // maxPage bounds what a listing returns at once.

@@ -68,15 +68,24 @@ func snapshot(at time.Time, attributes string) []byte {
 }
 
 func readSnapshot(data []byte) (at time.Time, list []attribute, err error) {
+	at, rest, err := cutSnapshot(data)
+	if err != nil {
+		return at, nil, err
+	}
+	list, err = readAttributes(make([]attribute, 0, 8), rest)
+	return at, list, err
+}
+
+// cutSnapshot does not read the attributes: their record is returned as it is.
+func cutSnapshot(data []byte) (at time.Time, attributes string, err error) {
 	if len(data) == 0 || data[0] != recordVersion {
-		return at, nil, fmt.Errorf("%w: unknown version of merge data", errBadRecord)
+		return at, "", fmt.Errorf("%w: unknown version of merge data", errBadRecord)
 	}
 	sec, rest, ok := cutUvarint(string(data[1:]))
 	if !ok || sec > 1<<40 {
-		return at, nil, fmt.Errorf("%w: merge data", errBadRecord)
+		return at, "", fmt.Errorf("%w: merge data", errBadRecord)
 	}
-	list, err = readAttributes(make([]attribute, 0, 8), rest)
-	return time.Unix(int64(sec), 0).UTC(), list, err //nolint:gosec // checked
+	return time.Unix(int64(sec), 0).UTC(), rest, nil //nolint:gosec // checked
 }
 
 // added counts what became of the rows of one batch.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,12 +20,17 @@ const (
 	tableAccount   kv.Table = "campaign_account"   // account, NUL, id → nothing: listings
 	tableActive    kv.Table = "campaign_active"    // id → nothing: campaigns with work left for Run
 	tableRecipient kv.Table = "campaign_recipient" // id, N (8 bytes) → recipients that are not queued yet
+	tableLater     kv.Table = "campaign_later"     // id, Unix seconds (8 bytes), N → nothing: those of them with a time of their own
+	tableFailed    kv.Table = "campaign_failed"    // id, N → recipients that may be retried: those that we failed
+	tableRetried   kv.Table = "campaign_retried"   // id, N → nothing: envelopes whose recipient got another one
 	tableCount     kv.Table = "campaign_count"     // id, node → counters of that node
+	tableRules     kv.Table = "campaign_rules"     // account → what the law asks of its campaigns
 )
 
 // The states of a campaign, as the API names them.
 const (
 	Draft                 = "draft"
+	Scheduled             = "scheduled"
 	Preparing             = "preparing"
 	Running               = "running"
 	Paused                = "paused"
@@ -45,17 +51,36 @@ type record struct {
 	Stream    string             `json:"stream"`
 	State     string             `json:"state"`
 	Reason    string             `json:"reason,omitempty"`
+	Detail    string             `json:"detail,omitempty"` // of the reason
 	Tags      map[string]string  `json:"tags,omitempty"`
 	Variables []string           `json:"variables,omitempty"`
 	Warnings  []api.Warning      `json:"warnings,omitempty"`
 	Reverse   mail.Path          `json:"reverse"`
-	TTL       time.Duration      `json:"ttl"`
-	Retry     *api.CampaignRetry `json:"retry,omitempty"`
+	Revision  int64              `json:"revision,omitempty"` // rises with each change: the ETag
+	Audience  *api.Audience      `json:"audience,omitempty"`
+	Send      api.CampaignSend   `json:"send"`
+	Guards    api.CampaignGuards `json:"guards"`
+	Schedule  *schedule          `json:"schedule,omitempty"`
+	Rules     *rules             `json:"rules,omitempty"` // of the account, as they were at the start
 	Created   time.Time          `json:"created"`
 	Started   time.Time          `json:"started,omitzero"`
 	Finished  time.Time          `json:"finished,omitzero"`
-	Queued    bool               `json:"queued,omitempty"` // every recipient has its envelope
+	Members   *members           `json:"members,omitempty"` // the audience's lists
+	Cut       time.Time          `json:"cut,omitzero"`      // who joins the audience later is left out
+	Taken     []byte             `json:"taken,omitempty"`   // the last contact that was taken over
+	Ready     bool               `json:"ready,omitempty"`   // all of it has been
+	Placed    bool               `json:"placed,omitempty"`  // every recipient has its envelope or its time
+	Queued    bool               `json:"queued,omitempty"`  // every recipient has its envelope
+	Again     time.Time          `json:"again,omitzero"`    // of the last retry-failed
+	Retries   int                `json:"retries,omitempty"`
+	Retrying  bool               `json:"retrying,omitempty"` // those whom we failed are being taken back
 	Chunks    int                `json:"chunks"`
+}
+
+// first is the record of version 1, whose retry policy and lifetime stood beside the rest.
+type first struct {
+	TTL   time.Duration      `json:"ttl"`
+	Retry *api.CampaignRetry `json:"retry"`
 }
 
 // ended tells states that a campaign does not leave.
@@ -68,7 +93,8 @@ func ended(state string) bool {
 }
 
 const (
-	recordVersion = 1
+	recordVersion = 1 // of all records but the campaign's own row and the counters
+	rowVersion    = 2
 	chunkSize     = 512 << 10
 	idPrefix      = "cmp_"
 )
@@ -90,16 +116,23 @@ func (r *record) encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode campaign: %w", err)
 	}
-	return append([]byte{recordVersion}, b...), nil
+	return append([]byte{rowVersion}, b...), nil
 }
 
 func decodeRecord(id mail.QueueID, b []byte) (*record, error) {
-	if len(b) == 0 || b[0] != recordVersion {
+	if len(b) == 0 || b[0] != rowVersion && b[0] != recordVersion {
 		return nil, fmt.Errorf("%w: unknown version", errBadRecord)
 	}
 	r := &record{ID: id}
 	if err := json.Unmarshal(b[1:], r); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadRecord, err)
+	}
+	if b[0] == recordVersion {
+		var old first
+		if err := json.Unmarshal(b[1:], &old); err != nil {
+			return nil, fmt.Errorf("%w: %w", errBadRecord, err)
+		}
+		r.Send.TTLSeconds, r.Send.Retry, r.Placed = int64(old.TTL/time.Second), old.Retry, r.Queued
 	}
 	return r, nil
 }
@@ -115,8 +148,9 @@ func getRecord(tx kv.Tx, id mail.QueueID) (*record, error) {
 	return decodeRecord(id, b)
 }
 
-// put writes the row, and keeps the index of campaigns with work left.
+// put writes the row, one revision later, and keeps the index of campaigns with work left.
 func (r *record) put(tx kv.Tx) error {
+	r.Revision++
 	b, err := r.encode()
 	if err != nil {
 		return err
@@ -166,7 +200,8 @@ func getContent(tx kv.Tx, r *record) (*api.CreateCampaign, error) {
 // encodeContent keeps all of a request but its recipients.
 func encodeContent(req *api.CreateCampaign) ([]byte, error) {
 	kept := *req
-	kept.Recipients, kept.Start = nil, false
+	kept.Recipients, kept.Start, kept.Audience = nil, false, nil // in the row, where they can change
+	kept.Send, kept.Guards, kept.Retry, kept.TTLSeconds = api.CampaignSend{}, api.CampaignGuards{}, nil, 0
 	b, err := json.Marshal(&kept)
 	if err != nil {
 		return nil, fmt.Errorf("encode campaign content: %w", err)
@@ -189,8 +224,12 @@ func decodeContent(b []byte) (*api.CreateCampaign, error) {
 
 func (r *record) api(total int64) api.Campaign {
 	return api.Campaign{
-		ID: formatID(r.ID), Account: r.Account, Name: r.Name, State: r.State, Reason: r.Reason, From: r.From,
+		ID: formatID(r.ID), Account: r.Account, Name: r.Name, State: r.State, Reason: r.Reason, Detail: r.Detail, From: r.From,
 		Subject: r.Subject, Stream: r.Stream, Total: total, VariablesUsed: r.Variables, Warnings: r.Warnings, Tags: r.Tags,
+		Audience: r.Audience, Send: r.Send, Guards: r.Guards, Schedule: r.Schedule.api(), ETag: r.etag(),
 		CreatedAt: r.Created, StartedAt: r.Started, FinishedAt: r.Finished,
 	}
 }
+
+// etag names the row's revision (RFC 9110 section 8.8.3).
+func (r *record) etag() string { return fmt.Sprintf("%q", strconv.FormatInt(r.Revision, 10)) }

@@ -56,11 +56,11 @@ func (s *Service) Recipients(ctx context.Context, account, id, state, cursor str
 		return list, err
 	}
 	for examined := 0; examined < maxExamined; {
-		page, more, err := s.results(ctx, r, after, maxPage)
+		page, last, more, err := s.results(ctx, r, after, maxPage)
 		if err != nil {
 			return list, err
 		}
-		examined += len(page)
+		examined += maxPage
 		for _, result := range page {
 			if state != "" && result.State != state {
 				after = result.n
@@ -76,32 +76,38 @@ func (s *Service) Recipients(ctx context.Context, account, id, state, cursor str
 		if !more {
 			return list, nil
 		}
+		after = last
 	}
 	list.HasMore, list.NextCursor = true, cursorOf(after)
 	return list, nil
 }
 
 // results merges the three places in which a recipient can be: not queued yet, queued, finished. They are read in the
-// order in which a recipient moves through them, so that none is missed; what is met twice counts where it is later.
-func (s *Service) results(ctx context.Context, r *record, after uint64, most int) (page []numbered, more bool, err error) {
+// order in which a recipient moves through them, so that none is missed; what is met twice counts where it is later. The
+// page is complete up to last, and may be empty though there is more behind.
+func (s *Service) results(ctx context.Context, r *record, after uint64, most int) (page []numbered, last uint64, more bool, err error) {
 	from := after + 1 // the number before the first wraps around to it
 	var rows []row
-	err = s.db.View(ctx, func(tx kv.Tx) (err error) {
-		rows, err = scanRecipients(tx, r.ID, from, most)
+	var gone []uint64
+	err = s.db.View(ctx, func(tx kv.Tx) (err error) { // in one snapshot: who is taken back is in both
+		if rows, err = scanRecipients(tx, r.ID, from, most); err != nil {
+			return err
+		}
+		gone, err = retried(tx, r.ID, from, most)
 		return err
 	})
 	if err != nil {
-		return nil, false, err
+		return nil, 0, false, err
 	}
 	live, err := s.spool.ListEnvelopes(ctx, r.ID, after, most)
 	if err != nil {
-		return nil, false, fmt.Errorf("list envelopes: %w", err)
+		return nil, 0, false, fmt.Errorf("list envelopes: %w", err)
 	}
 	done, err := s.spool.ListOutcomes(ctx, r.ID, after, most)
 	if err != nil {
-		return nil, false, fmt.Errorf("list outcomes: %w", err)
+		return nil, 0, false, fmt.Errorf("list outcomes: %w", err)
 	}
-	last := uint64(math.MaxUint64)
+	last = math.MaxUint64
 	for i := range rows {
 		if !rows[i].unsubscribed {
 			page = append(page, numbered{rows[i].n, 0, waitingResult(r, &rows[i])})
@@ -116,8 +122,13 @@ func (s *Service) results(ctx context.Context, r *record, after uint64, most int
 	if len(live) == most {
 		last, more = min(last, live[most-1].Envelope.ID.N), true
 	}
+	if len(gone) == most {
+		last, more = min(last, gone[most-1]), true
+	}
 	for i := range done {
-		page = append(page, numbered{done[i].ID.N, 2, doneResult(&done[i])})
+		if _, again := slices.BinarySearch(gone, done[i].ID.N); !again {
+			page = append(page, numbered{done[i].ID.N, 2, doneResult(&done[i])})
+		}
 	}
 	if len(done) == most {
 		last, more = min(last, done[most-1].ID.N), true
@@ -127,12 +138,12 @@ func (s *Service) results(ctx context.Context, r *record, after uint64, most int
 	})
 	page = slices.CompactFunc(page, func(a, b numbered) bool { return a.n == b.n })
 	end := sort.Search(len(page), func(i int) bool { return page[i].n > last })
-	return page[:end], more, nil
+	return page[:end], last, more, nil
 }
 
 func waitingResult(r *record, row *row) api.RecipientResult {
 	state := "pending"
-	if r.State == Cancelled {
+	if r.State == Cancelled || r.State == Failed {
 		state = "cancelled"
 	}
 	return api.RecipientResult{Address: row.to.String(), State: state}

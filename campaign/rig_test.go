@@ -13,6 +13,7 @@ import (
 	"relayd/dkim"
 	"relayd/internal/account"
 	"relayd/internal/api"
+	contacts "relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
@@ -32,6 +33,8 @@ type rig struct {
 	list  *suppression.List
 	keys  *dkim.Keyring
 	log   *event.Log
+	lists *contacts.Store
+	in    *intake.Intake
 	cfg   Config
 	clock *atomic.Int64
 }
@@ -78,15 +81,59 @@ func (r *rig) open() {
 		{Name: "other.example", Account: "other", Sign: "required"},
 	})
 	r.list = suppression.New(r.db, r.now)
+	r.lists, err = contacts.New(ctx, contacts.Deps{DB: r.db, Now: r.now})
+	require.NoError(t, err)
 	in, err := intake.New(intake.DefaultConfig(), intake.Deps{
-		Spool: r.store, Keys: r.keys, Domains: accounts, Suppression: r.list, Hostname: "relay.example", Now: r.now,
+		DB: r.db, Broadcaster: lateBroadcaster{r}, Spool: r.store, Keys: r.keys, Domains: accounts, Suppression: r.list, Hostname: "relay.example", Now: r.now,
 	})
 	require.NoError(t, err)
+	r.in = in
 	r.Service, err = New(r.cfg, Deps{
-		DB: r.db, Spool: r.store, Intake: in, Keys: r.keys, Domains: accounts, Suppression: r.list, Events: r.log, Now: r.now,
+		Contacts: r.lists, DB: r.db, Spool: r.store, Intake: in, Keys: r.keys, Domains: accounts, Suppression: r.list, Events: r.log, Now: r.now,
 	})
 	require.NoError(t, err)
 	r.store.OnSettle(r.SettleHook)
+}
+
+// lateBroadcaster is what app wires.
+type lateBroadcaster struct{ r *rig }
+
+func (b lateBroadcaster) Broadcast(ctx context.Context, m *intake.Broadcast) error {
+	return b.r.Service.Broadcast(ctx, m)
+}
+
+// list makes a contact list.
+func (r *rig) audience(name string, rows ...contacts.Row) contacts.ListID {
+	l := &contacts.List{Account: "default", Name: name, OptIn: contacts.Single}
+	require.NoError(r.t, r.lists.CreateList(r.t.Context(), l, nil))
+	done, err := r.lists.Apply(r.t.Context(), l.ID, rows, contacts.ApplyOptions{})
+	require.NoError(r.t, err)
+	require.Empty(r.t, done.Errors)
+	return l.ID
+}
+
+// member is a subscribed contact.
+func member(email, name, zone string) contacts.Row {
+	to, err := mail.ParsePath(email)
+	if err != nil {
+		panic(err)
+	}
+	return contacts.Row{
+		To: to, Status: contacts.Subscribed, Timezone: &zone,
+		Attributes: []contacts.Attribute{{Name: "Name", Kind: contacts.String, Text: name}},
+	}
+}
+
+// waitFor runs rounds until the campaign is in a state.
+func (r *rig) waitFor(id, state string) api.Progress {
+	for range 1000 {
+		if p := r.progress(id); p.State == state {
+			return p
+		}
+		r.round(r.t.Context())
+	}
+	require.Equal(r.t, state, r.progress(id).State)
+	return api.Progress{}
 }
 
 func (r *rig) close() {
@@ -161,6 +208,15 @@ func (r *rig) all(id, state string) map[string]api.RecipientResult {
 		}
 		cursor = page.NextCursor
 	}
+}
+
+// blocked is what the gate says of a campaign's envelopes.
+func (r *rig) blocked(id string) string {
+	qid, err := parseID(id)
+	require.NoError(r.t, err)
+	reason, _, err := r.Blocked(r.t.Context(), &spool.Message{ID: qid, Campaign: id}, &spool.Envelope{Data: snapshot(r.now(), "\x00")})
+	require.NoError(r.t, err)
+	return reason
 }
 
 func (r *rig) verify(msg []byte) []dkim.Verification {

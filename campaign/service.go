@@ -12,6 +12,8 @@ import (
 
 	"relayd/dkim"
 	"relayd/internal/account"
+	"relayd/internal/api"
+	contacts "relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
@@ -24,6 +26,7 @@ import (
 type Fanout interface {
 	PageTx(tx kv.Tx, p *intake.Page) error
 	PageAdded(p *intake.Page)
+	Accept(ctx context.Context, s *intake.Submission) (mail.QueueID, error) // of test messages
 }
 
 // Domains knows the sender domains: account.Store.
@@ -45,6 +48,8 @@ type Deps struct {
 	Domains     Domains
 	Suppression *suppression.List
 	Events      *event.Log
+	Contacts    *contacts.Store       // nil: campaigns go to uploaded recipients only
+	Sites       Sites                 // nil: what delivery knows of sites is left out
 	Log         *slog.Logger          // nil: nothing is logged
 	Metrics     prometheus.Registerer // nil: not registered
 	Now         func() time.Time      // nil: time.Now
@@ -61,6 +66,9 @@ type Service struct {
 	domains     Domains
 	suppression *suppression.List
 	events      *event.Log
+	contacts    *contacts.Store
+	sites       Sites
+	zones       *zones
 	log         *slog.Logger
 	now         func() time.Time
 	metrics     *metrics
@@ -76,11 +84,23 @@ type Service struct {
 
 // job is what Run has to do for a campaign, and what is known of its speed.
 type job struct {
-	state  string
-	queued bool
-	held   bool   // somebody prepares it
-	after  uint64 // numbers below have been queued
-	speed  speed
+	state    string
+	reason   string
+	queued   bool
+	held     bool   // somebody prepares it
+	after    uint64 // numbers below have been placed
+	speed    speed
+	looked   time.Time // when its counts were last looked at, while it is fanned out
+	look     int       // times that Run is to look whether a guard has paused it
+	guards   api.CampaignGuards
+	list     contacts.ListID // zero: its recipients were uploaded
+	topic    string
+	rate     float64
+	parallel int // SMTP transactions at a time
+	pace     pacer
+	next     time.Time // when the first of those that wait for their time is due
+	quiet    *quiet
+	hushed   time.Time // until when a recipient waits for the end of the quiet hours
 }
 
 // New opens the campaigns in deps.DB, and with DataDir the keys of unsubscribe links, which it makes where there are
@@ -99,6 +119,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s := &Service{
 		cfg: cfg, db: deps.DB, spool: deps.Spool, intake: deps.Intake, keys: deps.Keys, domains: deps.Domains,
 		suppression: deps.Suppression, events: deps.Events, log: deps.Log, now: deps.Now, tokens: tokens,
+		contacts: deps.Contacts, sites: deps.Sites, zones: &zones{},
 		metrics: newMetrics(deps.Metrics), cache: newCache[mail.QueueID](cfg.CacheBytes),
 		templates: newCache[templateKey](cfg.CacheBytes / 4),
 		wake:      make(chan struct{}, 1), jobs: map[mail.QueueID]*job{},
@@ -155,7 +176,19 @@ func (s *Service) follow(r *record) {
 		j = &job{}
 		s.jobs[r.ID] = j
 	}
-	j.state, j.queued = r.State, r.Queued
+	if j.state != r.State {
+		j.after, j.look = 0, 0
+	}
+	j.state, j.reason, j.queued, j.guards, j.list = r.State, r.Reason, r.Queued, r.Guards, r.Members.list()
+	if r.Audience != nil {
+		j.topic = r.Audience.Topic
+	}
+	j.rate, j.parallel, j.quiet = r.Send.MaxRatePerSecond, r.Send.MaxConcurrency, r.Rules.quiet()
+	s.poke()
+}
+
+// poke makes Run look at its campaigns.
+func (s *Service) poke() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -167,21 +200,6 @@ func (s *Service) Close() error {
 	s.cache.clear()
 	s.templates.clear()
 	return nil
-}
-
-// Blocked returns "cancelled" while a campaign is being cancelled, else "": asked right before MAIL FROM, for an
-// envelope that was leased before.
-func (s *Service) Blocked(campaign string) string {
-	id, err := parseID(campaign)
-	if err != nil {
-		return ""
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if j := s.jobs[id]; j != nil && j.state == Cancelling {
-		return Cancelled
-	}
-	return ""
 }
 
 // owned reads a campaign that the account may see.
@@ -198,6 +216,15 @@ func (s *Service) owned(tx kv.Tx, account, id string) (*record, error) {
 		return nil, ErrNotFound
 	}
 	return r, nil
+}
+
+// read returns a campaign that the account may see.
+func (s *Service) read(ctx context.Context, account, id string) (r *record, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) (err error) {
+		r, err = s.owned(tx, account, id)
+		return err
+	})
+	return r, err
 }
 
 // composition returns the campaign's compiled message.
@@ -221,8 +248,15 @@ func (s *Service) compile(ctx context.Context, r *record) (c *composition, err e
 		if err != nil {
 			return err
 		}
+		rules := r.Rules
+		if r.Started.IsZero() { // as it would start now
+			if rules, err = getRules(tx, r.Account); err != nil {
+				return err
+			}
+		}
+		rules.apply(req)
 		if c, err = newComposition(r.ID, r.Account, req, s.cfg.Hostname, s.cfg.PublicURL); err == nil {
-			c.mailbox = s.cfg.UnsubscribeMailbox
+			c.mailbox, c.list = s.cfg.UnsubscribeMailbox, r.Members.list()
 		}
 		return err
 	})
@@ -250,7 +284,7 @@ func (s *Service) Compose(ctx context.Context, m *spool.Message, e *spool.Envelo
 	}
 	l := letter{
 		id: e.ID, to: e.To, at: at, attributes: attributes,
-		token: s.tokens.seal(forUnsubscribe, claim{m.ID, m.Account, e.To.String()}),
+		token: s.tokens.seal(forUnsubscribe, claim{m.ID, c.list, m.Account, e.To.String()}),
 	}
 	msg, err := c.signed(&l, keys)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	contacts "relayd/internal/contact"
 	"relayd/internal/mail"
 )
 
@@ -22,7 +23,8 @@ const (
 )
 
 const (
-	tokenVersion   = 1
+	tokenVersion   = 1 // of a claim on all broadcasts
+	listVersion    = 2 // of one on a list, which stands behind the campaign
 	sivSize        = 16
 	maxToken       = 640
 	tokenKeyFile   = "unsubscribe.keys"
@@ -36,6 +38,7 @@ var tokenText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPaddi
 // campaign's records are gone and after a restore.
 type claim struct {
 	campaign mail.QueueID
+	list     contacts.ListID // zero: all broadcasts of the account
 	account  string
 	address  string
 }
@@ -76,9 +79,13 @@ func newTokenKey(root []byte) (*tokenKey, error) {
 // seal makes the token of a claim: SIV construction, so that the same claim gives the same token, nothing of it can be
 // read, and nobody without the key makes another.
 func (k *tokenKeys) seal(p purpose, c claim) string {
-	payload := make([]byte, 0, tokenFixedSize+len(c.account)+len(c.address))
+	payload := make([]byte, 0, tokenFixedSize+len(c.list)+len(c.account)+len(c.address))
 	payload = append(payload, tokenVersion, byte(p))
 	payload = append(payload, c.campaign[:]...)
+	if c.list != (contacts.ListID{}) {
+		payload[0] = listVersion
+		payload = append(payload, c.list[:]...)
+	}
 	payload = append(payload, byte(len(c.account)))
 	payload = append(payload, c.account...)
 	payload = append(payload, c.address...)
@@ -118,10 +125,17 @@ func (k *tokenKeys) open(p purpose, token string) (claim, error) {
 	if !hmac.Equal(siv, key.siv(b[0], payload)) {
 		return claim{}, ErrBadToken
 	}
-	if payload[0] != tokenVersion || purpose(payload[1]) != p {
+	c := claim{campaign: mail.QueueID(payload[2:14])}
+	switch {
+	case purpose(payload[1]) != p:
+		return claim{}, ErrBadToken
+	case payload[0] == tokenVersion:
+	case payload[0] == listVersion && len(payload) >= tokenFixedSize+len(c.list):
+		c.list = contacts.ListID(payload[14:26])
+		payload = append(payload[:14:14], payload[26:]...)
+	default:
 		return claim{}, ErrBadToken
 	}
-	c := claim{campaign: mail.QueueID(payload[2:14])}
 	n, rest := int(payload[14]), payload[15:]
 	if n > len(rest) {
 		return claim{}, ErrBadToken

@@ -26,7 +26,7 @@ func TestToken(t *testing.T) {
 	info, err := os.Stat(filepath.Join(dir, tokenKeyFile))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
-	c := claim{mail.QueueID{1, 2}, "default", "ann@example.com"}
+	c := claim{campaign: mail.QueueID{1, 2}, account: "default", address: "ann@example.com"}
 	token := k.seal(forUnsubscribe, c)
 	require.Equal(t, token, k.seal(forUnsubscribe, c), "the same for every attempt")
 	require.Equal(t, strings.ToLower(token), token)
@@ -95,7 +95,7 @@ func TestTokenKeyFileIsChecked(t *testing.T) {
 func FuzzToken(f *testing.F) {
 	k, err := openTokenKeys(f.TempDir())
 	require.NoError(f, err)
-	f.Add(k.seal(forUnsubscribe, claim{mail.QueueID{1}, "default", "a@b.example"}))
+	f.Add(k.seal(forUnsubscribe, claim{campaign: mail.QueueID{1}, account: "default", address: "a@b.example"}))
 	f.Fuzz(func(t *testing.T, s string) {
 		if c, err := k.open(forUnsubscribe, s); err == nil {
 			require.Equal(t, strings.ToLower(s), k.seal(forUnsubscribe, c))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"unicode/utf8"
 
+	contacts "relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
@@ -16,7 +17,8 @@ type Unsubscribed struct {
 	Account  string
 	Address  string // whole: pages show only Masked
 	Campaign string
-	Created  bool // false: it was unsubscribed already
+	List     string // ID of the list that the token takes the address off; "": all broadcasts of the account
+	Created  bool   // false: it was unsubscribed already
 }
 
 // Masked is the address as a page may show it: a***@example.com. A mail that is forwarded must not tell whose it was.
@@ -35,7 +37,11 @@ func (s *Service) ParseToken(token string) (Unsubscribed, error) {
 	if err != nil {
 		return Unsubscribed{}, err
 	}
-	return Unsubscribed{Account: c.account, Address: c.address, Campaign: formatID(c.campaign)}, nil
+	u := Unsubscribed{Account: c.account, Address: c.address, Campaign: formatID(c.campaign)}
+	if c.list != (contacts.ListID{}) {
+		u.List = c.list.String()
+	}
+	return u, nil
 }
 
 // UnsubscribeURL is the link that a recipient's message carries.
@@ -44,26 +50,24 @@ func (s *Service) UnsubscribeURL(account, campaign string, to mail.Path) (string
 	if err != nil {
 		return "", err
 	}
-	return unsubscribeBase(s.cfg.PublicURL) + s.tokens.seal(forUnsubscribe, claim{id, account, to.String()}), nil
+	return unsubscribeBase(s.cfg.PublicURL) + s.tokens.seal(forUnsubscribe, claim{id, contacts.ListID{}, account, to.String()}), nil
 }
 
-// Unsubscribe keeps the token's address from all broadcasts of its account, durably before it returns (RFC 8058 section
-// 3.1: effective without any further step). It may be repeated: Created is false then, and nothing changes.
+// Unsubscribe takes the token's address off its campaign's list, or off all broadcasts of its account where the campaign
+// had none, durably before it returns (RFC 8058 section 3.1: effective without any further step). Transactional mail is
+// not affected. It may be repeated: Created is false then, and nothing changes.
 func (s *Service) Unsubscribe(ctx context.Context, token string) (Unsubscribed, error) {
 	u, err := s.ParseToken(token)
 	if err != nil {
 		return u, err
 	}
 	err = s.db.Update(ctx, func(tx kv.Tx) (err error) {
-		u.Created, err = s.suppression.AddNewTx(tx, suppression.Entry{
-			Account: u.Account, Address: u.Address, Scope: suppression.Broadcast, Reason: suppression.Unsubscribe,
-			Source: u.Campaign,
-		})
-		if err != nil || !u.Created {
+		if u.Created, err = s.unsubscribeTx(tx, &u); err != nil || !u.Created {
 			return err
 		}
 		return s.events.Append(tx, event.Event{
 			Type: "contact.unsubscribed", At: s.now(), Account: u.Account, Campaign: u.Campaign, To: u.Address, Reason: "unsubscribe",
+			Data: listOf(&u),
 		})
 	})
 	if err != nil {
@@ -73,6 +77,39 @@ func (s *Service) Unsubscribe(ctx context.Context, token string) (Unsubscribed, 
 		s.metrics.unsubscribed.Inc()
 	}
 	return u, nil
+}
+
+func listOf(u *Unsubscribed) map[string]any {
+	if u.List == "" {
+		return nil
+	}
+	return map[string]any{"list": u.List}
+}
+
+// unsubscribeTx does what the token says. Where the list, or the contact on it, is gone, it suppresses the address: an
+// import must not bring it back.
+func (s *Service) unsubscribeTx(tx kv.Tx, u *Unsubscribed) (created bool, err error) {
+	if u.List != "" && s.contacts != nil {
+		to, err := mail.ParsePath(u.Address)
+		if err != nil {
+			return false, fmt.Errorf("address of a token: %w", err)
+		}
+		list, err := contacts.ParseListID(u.List)
+		if err != nil {
+			return false, fmt.Errorf("list of a token: %w", err)
+		}
+		w, err := s.contacts.WantedTx(tx, list, "", to)
+		if err != nil {
+			return false, err
+		}
+		if w.OK || w.Reason != "deleted" && w.Reason != "erased" {
+			n, err := s.contacts.UnsubscribeTx(tx, list, "", []mail.Path{to}, "campaign:"+u.Campaign)
+			return n > 0, err
+		}
+	}
+	return s.suppression.AddNewTx(tx, suppression.Entry{
+		Account: u.Account, Address: u.Address, Scope: suppression.Broadcast, Reason: suppression.Unsubscribe, Source: u.Campaign,
+	})
 }
 
 // RotateUnsubscribeKeys makes a new key for the links of mail from now on. Links made with older keys go on working.

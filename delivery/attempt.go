@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,6 +129,17 @@ const localDelay = time.Minute
 // pausedDelay keeps what was leased of a stream that is paused from coming round at once.
 const pausedDelay = 5 * time.Second
 
+// NotYet is what a Gate returns for an envelope that is wanted, but not before a time: it waits without spending an
+// attempt.
+type NotYet struct {
+	Until  time.Time
+	Reason string // of a closed set, for history and log
+}
+
+func (e *NotYet) Error() string {
+	return "not before " + e.Until.UTC().Format(time.RFC3339) + ": " + e.Reason
+}
+
 // wanted asks the gate, right before MAIL FROM.
 func (a *Attempt) wanted(ctx context.Context, rep *Report, envs []*spool.Envelope) []*spool.Envelope {
 	if a.gate == nil {
@@ -137,7 +149,12 @@ func (a *Attempt) wanted(ctx context.Context, rep *Report, envs []*spool.Envelop
 	open := make([]*spool.Envelope, 0, len(envs))
 	for _, e := range envs {
 		reason, err := a.gate.Blocked(ctx, m, e)
+		later, early := errors.AsType[*NotYet](err)
 		switch {
+		case early:
+			res := a.retrier.unpresented(m, e, mail.Reply{}, a.now(), later.Until)
+			res.Reason = cmp.Or(res.Reason, later.Reason)
+			a.finish(rep, e, res, "")
 		case err != nil && ctx.Err() != nil:
 			rep.again = append(rep.again, e)
 		case err != nil:

@@ -33,8 +33,8 @@ type Composer interface {
 }
 
 // Gate is asked right before MAIL FROM whether the envelope is still wanted. A reason ends it as suppressed, but
-// "cancelled" ends it as cancelled and "paused" puts it back; an error defers it without spending an attempt. Called
-// from many goroutines.
+// "cancelled" ends it as cancelled and "paused" puts it back; an error defers it without spending an attempt, a *NotYet
+// until its time. Called from many goroutines.
 type Gate interface {
 	Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (reason string, err error)
 }

@@ -32,7 +32,11 @@ func (a *app) campaignCommand() *cobra.Command {
 		a.campaignAction("pause", "Stop new attempts; those that run finish"),
 		a.campaignAction("resume", "Let a paused campaign go on"),
 		a.campaignAction("cancel", "End a campaign: what is not delivered yet is cancelled"),
-		a.campaignList(), a.campaignShow(), a.campaignRecipients())
+		a.campaignAction("retry-failed", "Send again to those whom relayd failed; what bounced stays as it is"),
+		a.campaignAction("clone", "Make a draft of the same content, settings and audience"),
+		a.campaignAction("unschedule", "Make a scheduled campaign a draft again"),
+		a.campaignSchedule(), a.campaignValidate(), a.campaignPreview(), a.campaignTest(), a.campaignSet(), a.campaignDelete(),
+		a.campaignList(), a.campaignShow(), a.campaignWatch(), a.campaignReport(), a.campaignRecipients())
 	return c
 }
 
@@ -41,7 +45,10 @@ type campaignFlags struct {
 	template, text, from, recipients, kind string
 	stored                                 string
 	images, data                           []string
-	key                                    string
+	key, segment                           string
+	send                                   paceFlags
+	guards                                 guardFlags
+	audience                               api.Audience
 }
 
 // maxCampaignFile bounds a campaign as JSON and each file that it names.
@@ -89,6 +96,12 @@ win. Recipients may stand in the JSON file or come from a CSV or JSON lines file
 	fl.StringVar(&f.kind, "recipients-type", "", "`type` of that file: csv or jsonl; default: by its name")
 	fl.StringVar(&f.key, "idempotency-key", "", "`key` that makes the command safe to repeat")
 	fl.BoolVar(&in.Start, "start", false, "start at once")
+	f.send.flags(fl)
+	f.guards.flags(fl)
+	fl.StringVar(&f.audience.List, "list", "", "contact `list` that it goes to, beside or instead of --recipients")
+	fl.StringVar(&f.audience.Topic, "topic", "", "only those of --list who want this `topic`")
+	fl.StringVar(&f.segment, "segment", "", "only those of --list who meet this condition, as `JSON`")
+	fl.StringArrayVar(&f.audience.ExcludeLists, "exclude-list", nil, "not to the members of this `list`, repeatable")
 	return c
 }
 
@@ -181,7 +194,17 @@ func (f *campaignFlags) apply(cmd *cobra.Command, flags api.CreateCampaign, in *
 	if in.Name == "" {
 		in.Name = cmp.Or(in.Template.Subject, in.Template.Name)
 	}
+	f.send.apply(cmd, &in.Send)
+	f.guards.apply(cmd, &in.Guards)
+	if f.audience.List != "" {
+		in.Audience = &f.audience
+		in.Audience.Segment = json.RawMessage(f.segment)
+	}
 	switch {
+	case f.audience.List == "" && (f.audience.Topic != "" || f.segment != "" || len(f.audience.ExcludeLists) > 0):
+		return usage("--topic, --segment and --exclude-list go with --list")
+	case f.segment != "" && !json.Valid([]byte(f.segment)):
+		return usage("--segment %q is not JSON such as '{\"attr\":\"Gender\",\"eq\":\"F\"}'", f.segment)
 	case in.From.Email == "":
 		return usage("campaign create wants --from")
 	case in.Template.Name != "":
@@ -256,10 +279,12 @@ func campaignPairs(c createdCampaign) pairs {
 		{"campaign", c.ID},
 		{"name", c.Name},
 		{"state", c.State},
-		{"reason", c.Reason},
+		{"reason", strings.TrimSpace(c.Reason + " " + c.Detail)},
 		{"from", mailbox(c.From)},
 		{"subject", c.Subject},
 		{"recipients", number(c.Total)},
+		{"send at", scheduleText(c.Schedule)},
+		{"etag", c.ETag},
 		{"created", moment(c.CreatedAt)},
 		{"started", moment(c.StartedAt)},
 		{"finished", moment(c.FinishedAt)},
@@ -451,7 +476,7 @@ func (a *app) campaignShow() *cobra.Command {
 }
 
 func progressPairs(p api.Progress) pairs {
-	t := pairs{{"campaign", p.ID}, {"name", p.Name}, {"state", p.State}, {"reason", p.Reason}, {"recipients", number(p.Total)}}
+	t := pairs{{"campaign", p.ID}, {"name", p.Name}, {"state", p.State}, {"reason", strings.TrimSpace(p.Reason + " " + p.Detail)}, {"recipients", number(p.Total)}}
 	c := p.Counts
 	for _, n := range []struct {
 		name string
@@ -474,6 +499,13 @@ func progressPairs(p api.Progress) pairs {
 		if n.n > 0 {
 			t = append(t, [2]string{n.name, number(n.n)})
 		}
+	}
+	for _, one := range p.Providers {
+		text := fmt.Sprintf("%d delivered, %d deferred", one.Delivered, one.Deferred)
+		if one.State != "ok" {
+			text += ", " + one.State + " until " + momentOf(one.Until) + ": " + one.Reason
+		}
+		t = append(t, [2]string{one.Name, text})
 	}
 	return append(t, pairs{
 		{"rate", fmt.Sprintf("%.1f/s now, %.1f/s on average", p.Rate.Last10s, p.Rate.Average)},

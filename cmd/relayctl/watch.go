@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	watchEvery = 500 * time.Millisecond
-	barWidth   = 30
+	watchEvery   = 500 * time.Millisecond
+	watchSeconds = 20 // that one poll waits for a change
+	barWidth     = 30
 )
 
 // watch draws a campaign's progress until it ends: one line over itself on a terminal, else a line per change.
 func (a *app) watch(ctx context.Context, c *api.Client, p api.Progress) (api.Progress, error) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	shown := ""
+	shown, tag := "", ""
 	for {
 		if line := progressLine(p); line != shown {
 			shown = line
@@ -39,9 +40,18 @@ func (a *app) watch(ctx context.Context, c *api.Client, p api.Progress) (api.Pro
 			}
 			return p, errWatchEnded
 		}
-		var err error
-		if p, err = c.CampaignProgress(ctx, p.ID); err != nil {
+		next, newTag, changed, err := c.AwaitProgress(ctx, p.ID, tag, watchSeconds)
+		if ctx.Err() != nil {
+			if a.terminal {
+				fmt.Fprintln(a.err)
+			}
+			return p, errWatchEnded
+		}
+		if err != nil {
 			return p, err
+		}
+		if tag = newTag; changed {
+			p = next
 		}
 	}
 	if a.terminal {
@@ -66,6 +76,14 @@ func progressLine(p api.Progress) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s [%s%s] %d/%d %3d%%  %.1f/s", p.State, strings.Repeat("#", filled), strings.Repeat("-", barWidth-filled),
 		done, p.Total, min(done, total)*100/total, p.Rate.Last10s)
+	if p.ETA != nil && !ended(p.State) {
+		fmt.Fprintf(&b, "  done %s", p.ETA.Local().Format("15:04:05"))
+	}
+	switch p.LimitedBy {
+	case "", "delivery", "fanout", "paused":
+	default:
+		b.WriteString("  limited by " + p.LimitedBy)
+	}
 	for _, n := range []struct {
 		name string
 		n    int64

@@ -13,8 +13,11 @@ type CreateCampaign struct {
 	Template   CampaignTemplate  `json:"template"`
 	Data       map[string]any    `json:"data,omitempty"` // campaign scope: trusted, HTML in the HTML part
 	Recipients []Recipient       `json:"recipients,omitempty"`
-	Retry      *CampaignRetry    `json:"retry,omitempty"`
-	TTLSeconds int64             `json:"ttl_seconds,omitempty"` // no attempt later than this after the start; default 86400
+	Audience   *Audience         `json:"audience,omitempty"`
+	Send       CampaignSend      `json:"send,omitzero"`
+	Guards     CampaignGuards    `json:"guards,omitzero"`
+	Retry      *CampaignRetry    `json:"retry,omitempty"`       // short for send.retry
+	TTLSeconds int64             `json:"ttl_seconds,omitempty"` // short for send.ttl_seconds
 	Tags       map[string]string `json:"tags,omitempty"`
 	Start      bool              `json:"start,omitempty"` // start at once, or refuse and store nothing
 }
@@ -84,8 +87,9 @@ type Campaign struct {
 	ID            string            `json:"id"` // "cmp_…", sorts by time of creation
 	Account       string            `json:"account"`
 	Name          string            `json:"name"`
-	State         string            `json:"state"` // draft preparing running paused cancelling cancelled completed completed_with_failures failed
+	State         string            `json:"state"` // draft scheduled preparing running paused cancelling cancelled completed completed_with_failures failed
 	Reason        string            `json:"reason,omitempty"`
+	Detail        string            `json:"detail,omitempty"` // of the reason, for people
 	From          Mailbox           `json:"from"`
 	Subject       string            `json:"subject"`
 	Stream        string            `json:"stream"`
@@ -94,6 +98,11 @@ type Campaign struct {
 	Warnings      []Warning         `json:"warnings,omitempty"`
 	Tags          map[string]string `json:"tags,omitempty"`
 	InFlight      int64             `json:"in_flight,omitempty"` // answer of pause: messages in an SMTP transaction that will finish
+	Audience      *Audience         `json:"audience,omitempty"`
+	Send          CampaignSend      `json:"send,omitzero"`
+	Guards        CampaignGuards    `json:"guards,omitzero"`
+	Schedule      *CampaignSchedule `json:"schedule,omitempty"`
+	ETag          string            `json:"etag,omitempty"`
 	CreatedAt     time.Time         `json:"created_at"`
 	StartedAt     time.Time         `json:"started_at,omitzero"`
 	FinishedAt    time.Time         `json:"finished_at,omitzero"`
@@ -120,6 +129,7 @@ type Progress struct {
 	Name             string             `json:"name"`
 	State            string             `json:"state"`
 	Reason           string             `json:"reason,omitempty"`
+	Detail           string             `json:"detail,omitempty"`
 	Total            int64              `json:"total"`
 	Counts           Counts             `json:"counts"`
 	Rate             Rate               `json:"rate"`
@@ -130,6 +140,7 @@ type Progress struct {
 	FirstDeliveredAt *time.Time         `json:"first_delivered_at"`
 	SnapshotAt       *time.Time         `json:"snapshot_at"`
 	FinishedAt       *time.Time         `json:"finished_at"`
+	Guards           GuardState         `json:"guards,omitzero"`
 	Providers        []ProviderProgress `json:"providers"`
 }
 

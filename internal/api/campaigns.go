@@ -3,10 +3,12 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 )
 
 // Campaigns lists campaigns, newest first. account is for callers with rights on all, "" for the caller's own.
@@ -35,9 +37,91 @@ func (c *Client) CampaignProgress(ctx context.Context, id string) (Progress, err
 	return get[Progress](ctx, c, campaignPath(id, "/progress"), nil)
 }
 
-// CampaignAction is start, pause, resume or cancel. Each may be repeated.
+// CampaignAction is start, pause, resume, cancel, unschedule, retry-failed or clone. Each but clone may be repeated.
 func (c *Client) CampaignAction(ctx context.Context, id, action string) (Campaign, error) {
 	return post[Campaign](ctx, c, campaignPath(id, "/"+url.PathEscape(action)), nil)
+}
+
+// AwaitProgress is CampaignProgress when it differs from what the answer with that ETag said, or after so many seconds. tag
+// names the new answer; changed is false where nothing has.
+func (c *Client) AwaitProgress(ctx context.Context, id, known string, seconds int) (p Progress, tag string, changed bool, err error) {
+	v := url.Values{"wait_seconds": {strconv.Itoa(seconds)}}
+	header := func(r *http.Request) {
+		if known != "" {
+			r.Header.Set("If-None-Match", known)
+		}
+	}
+	res, err := c.roundTrip(ctx, http.MethodGet, campaignPath(id, "/progress"), v, "", nil, []Option{header})
+	if err != nil {
+		if problem, ok := errors.AsType[*Problem](err); ok && problem.Status == http.StatusNotModified {
+			return p, known, false, nil
+		}
+		return p, known, false, err
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(&p); err != nil {
+		return p, known, false, fmt.Errorf("decode answer: %w", err)
+	}
+	return p, res.Header.Get("ETag"), true, nil
+}
+
+// PatchCampaign changes one whose ETag is etag, "*" for whatever it is now.
+func (c *Client) PatchCampaign(ctx context.Context, id, etag string, in PatchCampaign) (Campaign, error) {
+	var out Campaign
+	match := func(r *http.Request) { r.Header.Set("If-Match", etag) }
+	err := c.Do(ctx, http.MethodPatch, campaignPath(id, ""), nil, in, &out, match)
+	return out, err
+}
+
+// DeleteCampaign forgets a draft, or one that has ended.
+func (c *Client) DeleteCampaign(ctx context.Context, id string) error {
+	return c.Do(ctx, http.MethodDelete, campaignPath(id, ""), nil, nil, nil)
+}
+
+// ValidateCampaign tells what would become of one.
+func (c *Client) ValidateCampaign(ctx context.Context, id string) (CampaignCheck, error) {
+	return post[CampaignCheck](ctx, c, campaignPath(id, "/validate"), nil)
+}
+
+// PreviewCampaign makes one recipient's message.
+func (c *Client) PreviewCampaign(ctx context.Context, id string, in PreviewCampaign) (CampaignPreview, error) {
+	return post[CampaignPreview](ctx, c, campaignPath(id, "/preview"), in)
+}
+
+// TestCampaign sends a test message.
+func (c *Client) TestCampaign(ctx context.Context, id string, in TestCampaign) (TestSent, error) {
+	return post[TestSent](ctx, c, campaignPath(id, "/test"), in)
+}
+
+// ScheduleCampaign makes one start by itself.
+func (c *Client) ScheduleCampaign(ctx context.Context, id string, in CampaignSchedule) (Campaign, error) {
+	return post[Campaign](ctx, c, campaignPath(id, "/schedule"), in)
+}
+
+// CampaignReport tells how one went.
+func (c *Client) CampaignReport(ctx context.Context, id string) (CampaignReport, error) {
+	return get[CampaignReport](ctx, c, campaignPath(id, "/report"), nil)
+}
+
+// CampaignReportCSV streams a row for each recipient to w.
+func (c *Client) CampaignReportCSV(ctx context.Context, id string, w io.Writer) (int64, error) {
+	return c.Download(ctx, campaignPath(id, "/report"), url.Values{"format": {"csv"}}, w)
+}
+
+// Compliance shows what the law asks of an account's campaigns.
+func (c *Client) Compliance(ctx context.Context, account string) (Compliance, error) {
+	v := url.Values{}
+	setIf(v, "account", account)
+	return get[Compliance](ctx, c, "/v1/compliance", v)
+}
+
+// SetCompliance replaces it.
+func (c *Client) SetCompliance(ctx context.Context, account string, in Compliance) (Compliance, error) {
+	v := url.Values{}
+	setIf(v, "account", account)
+	var out Compliance
+	err := c.Do(ctx, http.MethodPut, "/v1/compliance", v, in, &out)
+	return out, err
 }
 
 // CampaignRecipients lists what became of each recipient, of those in one state or of all for "".

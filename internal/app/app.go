@@ -23,6 +23,7 @@ import (
 	"relayd/dkim"
 	"relayd/internal/account"
 	"relayd/internal/config"
+	"relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
@@ -54,6 +55,7 @@ type App struct {
 	quota     *account.Quota
 	keys      *dkim.Keyring
 	list      *suppression.List
+	contacts  *contact.Store
 	resolver  *resolver.Resolver
 	intake    *intake.Intake
 	campaigns *campaign.Service
@@ -111,6 +113,9 @@ func (a *App) openStores(ctx context.Context) (err error) {
 		return fmt.Errorf("open accounts: %w", err)
 	}
 	a.list = suppression.New(a.db, nil)
+	if a.contacts, err = contact.New(ctx, contact.Deps{DB: a.db, Log: a.log}); err != nil {
+		return err
+	}
 	if a.keys, err = dkim.Open(filepath.Join(a.cfg.DataDir, "dkim")); err != nil {
 		return fmt.Errorf("open DKIM keys: %w", err)
 	}
@@ -153,7 +158,7 @@ func (a *App) buildDoors(ctx context.Context) (err error) {
 		return err
 	}
 	a.intake, err = intake.New(cfg, intake.Deps{
-		DB: a.db, Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Quota: quota{a.quota},
+		DB: a.db, Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Quota: quota{a.quota}, Broadcaster: broadcaster{a},
 		Routes: routes{a}, Hostname: a.cfg.Hostname, Log: a.log,
 	})
 	return err
@@ -165,7 +170,7 @@ func (a *App) buildActors(context.Context) (err error) {
 	}
 	a.campaigns, err = campaign.New(a.cfg.Campaign, campaign.Deps{
 		DB: a.db, Spool: a.spool, Intake: a.intake, Keys: a.keys, Domains: a.accounts, Suppression: a.list,
-		Events: a.events, Log: a.log, Metrics: a.metrics,
+		Events: a.events, Contacts: a.contacts, Sites: sites{a}, Log: a.log, Metrics: a.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("open campaigns: %w", err)

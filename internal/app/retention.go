@@ -14,7 +14,7 @@ func (a *App) keepRetention(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		for _, purge := range []func(context.Context, time.Time, int) (int, error){
-			a.spool.Purge, a.events.Purge,
+			a.spool.Purge, a.events.Purge, a.campaigns.Purge,
 			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.intake.PurgeKeys(ctx, most) },
 			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.quota.Purge(ctx, most) },
 		} {

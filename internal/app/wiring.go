@@ -2,8 +2,11 @@ package app
 
 import (
 	"context"
+	"time"
 
 	"relayd/campaign"
+	"relayd/delivery"
+	"relayd/internal/intake"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
 	"relayd/internal/suppression"
@@ -37,8 +40,12 @@ type gate struct {
 
 // Blocked tells why an envelope is no longer wanted, "" if it is.
 func (g gate) Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (string, error) {
-	if reason := g.campaigns.Blocked(m.Campaign); reason != "" {
-		return reason, nil
+	reason, notBefore, err := g.campaigns.Blocked(ctx, m, e)
+	switch {
+	case err != nil || reason != "":
+		return reason, err
+	case !notBefore.IsZero():
+		return "", &delivery.NotYet{Until: notBefore, Reason: "quiet_hours"}
 	}
 	entry, err := g.list.Check(ctx, m.Account, e.To, m.Class == spool.Bulk)
 	if err != nil || entry == nil {
@@ -52,4 +59,26 @@ type routes struct{ app *App }
 
 func (r routes) QueueDomain(account, stream string, from, to mail.Path) string {
 	return r.app.delivery.QueueDomain(account, stream, from, to)
+}
+
+// sites is campaign.Sites: what delivery knows. It is asked only after both are built.
+type sites struct{ app *App }
+
+// SiteOf names the hosts of a domain.
+func (s sites) SiteOf(domain string) string { return s.app.delivery.SiteOf(domain) }
+
+// Backoff tells until when they are left alone.
+func (s sites) Backoff(ctx context.Context, q spool.Queue) (until time.Time, reply string) {
+	w := s.app.delivery.Waiting(ctx, q)
+	if w.Reason != "suspended" {
+		return until, ""
+	}
+	return w.Until, w.Reply.String()
+}
+
+// broadcaster is intake.Broadcaster: campaigns are built after the door, and before anybody comes to it.
+type broadcaster struct{ app *App }
+
+func (b broadcaster) Broadcast(ctx context.Context, m *intake.Broadcast) error {
+	return b.app.campaigns.Broadcast(ctx, m)
 }

@@ -22,7 +22,10 @@ const (
 
 // controls are what the X-Relay-* fields of a message ask for. They never leave.
 type controls struct {
-	key string // of idempotency, "" for none
+	key      string // of idempotency, "" for none
+	campaign string // the message is a campaign of this name, "" for none
+	list     string // to this list, "" for the recipients of the session
+	natural  bool   // the message is its own idempotency key
 }
 
 // readControls takes the control fields of the section: each stands once, has a value that is right, or refuses the
@@ -41,6 +44,8 @@ func (h *header) readControls() error {
 		{"X-Relay-Idempotency-Key", (*taking).setKey},
 		{"X-Relay-Send-At", (*taking).setSendAt},
 		{"X-Relay-TTL", (*taking).setTTL},
+		{"X-Relay-Campaign", (*taking).setCampaign},
+		{"X-Relay-List", (*taking).setList},
 	} {
 		switch h.fields.Count(c.name) {
 		case 0:
@@ -53,7 +58,7 @@ func (h *header) readControls() error {
 			return mail.Refuse(554, mail.Status{Class: 5, Subject: 6}, "Header field "+c.name+": "+err.Error(), err)
 		}
 	}
-	return nil
+	return h.checkCampaign()
 }
 
 // badValue is a public text.

@@ -287,7 +287,7 @@ func (h *header) sign(bodyHash [32]byte) error {
 // needsHash tells whether the message is signed, or compared with another.
 func (h *header) needsHash() bool {
 	d, _ := h.taking.in.deps.Domains.Domain(h.from.path.Domain)
-	return h.taking.sub.Internal || h.taking.key != "" || d.Sign != "none"
+	return h.taking.sub.Internal || h.taking.key != "" || h.taking.campaign != "" || d.Sign != "none"
 }
 
 // keys returns the active keys of the From domain; none where the message is to leave unsigned.

@@ -60,6 +60,7 @@ type Deps struct {
 	Suppression Suppression
 	Quota       Quota            // nil: none
 	Routes      Routes           // nil: the queue is that of the recipient's domain
+	Broadcaster Broadcaster      // nil: a message is never a campaign
 	Hostname    string           // in Received and Message-ID
 	Log         *slog.Logger     // nil: no log
 	Now         func() time.Time // nil: time.Now
@@ -125,6 +126,13 @@ func (t *taking) store(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if t.campaign != "" {
+		message, err := t.whole()
+		if err != nil {
+			return err
+		}
+		return t.broadcastTo(ctx, message)
+	}
 	body, _ := t.body.(*spool.BodyWriter)
 	envs := t.envelopes()
 	done, err := t.suppress(ctx, envs)
@@ -161,6 +169,9 @@ func (in *Intake) Prepare(_ context.Context, s *Submission) (*Prepared, error) {
 	}
 	t.newBody = func() bodyWriter { return &memoryBody{b: []byte{}} }
 	m, err := t.read()
+	if err == nil && t.campaign != "" {
+		err = refuse(554, 6, 0, "X-Relay-Campaign is for SMTP: post a campaign to /v1/campaigns")
+	}
 	if err == nil && t.key != "" {
 		err = refuse(554, 6, 0, "X-Relay-Idempotency-Key is for SMTP: give the key with the request")
 	}
@@ -196,14 +207,20 @@ func (p *Prepared) Drop() { p.taking.release() }
 // Added wakes the queues. Call it after the transaction is durable.
 func (p *Prepared) Added() { p.in.deps.Spool.Added(p.envs, p.done) }
 
-// memoryBody is a body of at most maxPrepared octets.
-type memoryBody struct{ b []byte }
+// memoryBody is a body of limited length.
+type memoryBody struct {
+	b    []byte
+	most int // octets; 0: maxPrepared
+}
 
 var errNoRoom = fmt.Errorf("prepare message: body of more than %d octets", maxPrepared)
 
 func (b *memoryBody) Write(p []byte) (int, error) {
-	if len(b.b)+len(p) > maxPrepared {
+	switch {
+	case b.most == 0 && len(b.b)+len(p) > maxPrepared:
 		return 0, errNoRoom
+	case b.most > 0 && len(b.b)+len(p) > b.most:
+		return 0, refuse(552, 3, 4, fmt.Sprintf("A campaign's message has at most %d octets", b.most))
 	}
 	b.b = append(b.b, p...)
 	return len(p), nil

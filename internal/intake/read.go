@@ -206,6 +206,11 @@ func (t *taking) gather(p []byte) (rest []byte, err error) {
 	if t.header, err = t.newHeader(t.raw); err == nil && !t.header.needsHash() {
 		t.hash = nil
 	}
+	if err == nil && t.campaign != "" { // it becomes a template, and no message of the spool
+		t.body.Abort()
+		t.newBody = func() bodyWriter { return &memoryBody{most: maxBroadcast} }
+		t.body = t.newBody()
+	}
 	return rest, err
 }
 
