@@ -55,7 +55,7 @@ type Config struct {
 	DelayNotice time.Duration `toml:"delay_notice"`
 	// ReplyRulesFile holds rules that are asked before those of rules.txt, in the same form. Default "": none. Reloaded.
 	ReplyRulesFile string `toml:"reply_rules_file"`
-	// Retry is the default policy. Reloaded.
+	// Retry is the default policy. Reloaded but for its max_age, which messages get when they are accepted.
 	Retry Retry `toml:"retry"`
 	// Smarthosts are the upstream relays that Route may name. Reloaded.
 	Smarthosts []Smarthost `toml:"smarthost"`

@@ -32,7 +32,7 @@ func (s *Scheduler) Reload(cfg Config) (kept bool, err error) {
 func (c Config) fixed() Config {
 	c.Route, c.Fallback, c.Rules, c.Sources, c.Smarthosts = "", "", nil, nil, nil
 	c.MXPort, c.Chunking, c.DelayNotice, c.ReplyRulesFile, c.ReplyRules = 0, false, 0, "", ""
-	c.Retry, c.Policies, c.Now = Retry{}, nil, nil
+	c.Retry, c.Policies, c.Now = Retry{MaxAge: c.Retry.MaxAge}, nil, nil // accepted mail carries its age limit
 	return c
 }
 

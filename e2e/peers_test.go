@@ -194,10 +194,7 @@ func newPostfix(t *testing.T, r *relay, l login, w way) *postfix {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // see above
 	p := &postfix{t, dir, filepath.Join(dir, "etc"), freePort(t)}
-	for _, sub := range []string{"etc", "spool", "data"} {
-		require.NoError(t, os.Mkdir(filepath.Join(dir, sub), 0o755)) //nolint:gosec // see above
-	}
-	program(t, "", "chown", "postfix", filepath.Join(dir, "data"))
+	p.directories()
 	ca, err := os.ReadFile(r.ca)
 	require.NoError(t, err)
 	writeFile(t, filepath.Join(p.conf, "ca.pem"), string(ca))
@@ -208,6 +205,42 @@ func newPostfix(t *testing.T, r *relay, l login, w way) *postfix {
 		"starttls": "smtp_tls_security_level = secure\nsmtp_tls_secure_cert_match = relay.example",
 		"implicit": "smtp_tls_security_level = secure\nsmtp_tls_wrappermode = yes\nsmtp_tls_secure_cert_match = relay.example",
 	}[w.name]
+	p.configure(fmt.Sprintf(`mydestination =
+relayhost = %[2]s
+disable_dns_lookups = yes
+smtpd_relay_restrictions = permit_mynetworks,reject
+smtp_sasl_auth_enable = yes
+smtp_sasl_password_maps = texthash:%[1]s/etc/sasl
+smtp_sasl_security_options = noanonymous
+smtp_tls_CAfile = %[1]s/etc/ca.pem
+smtp_discard_ehlo_keywords =
+%[3]s
+`, dir, nextHop, tls))
+	for _, f := range []string{"etc/sasl", "etc/ca.pem"} {
+		require.NoError(t, os.Chmod(filepath.Join(dir, f), 0o644)) //nolint:gosec // see above
+	}
+	p.start()
+	return p
+}
+
+// directories makes those of an instance, once.
+func (p *postfix) directories() {
+	t, dir := p.t, p.dir
+	t.Helper()
+	if _, err := os.Stat(p.conf); err == nil {
+		return
+	}
+	for _, sub := range []string{"etc", "spool", "data"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, sub), 0o755)) //nolint:gosec // see above
+	}
+	program(t, "", "chown", "postfix", filepath.Join(dir, "data"))
+}
+
+// configure writes main.cf, with what is special to this instance, and master.cf.
+func (p *postfix) configure(special string) {
+	t, dir := p.t, p.dir
+	t.Helper()
+	p.directories()
 	writeFile(t, filepath.Join(p.conf, "main.cf"), fmt.Sprintf(`compatibility_level = 3.6
 queue_directory = %[1]s/spool
 data_directory = %[1]s/data
@@ -216,25 +249,16 @@ setgid_group = postdrop
 command_directory = /usr/sbin
 daemon_directory = /usr/lib/postfix/sbin
 myhostname = postfix.shop.example
-mydestination =
 local_recipient_maps =
 alias_maps =
 mynetworks = 127.0.0.0/8
 inet_interfaces = loopback-only
 inet_protocols = ipv4
-relayhost = %[2]s
-disable_dns_lookups = yes
-smtpd_relay_restrictions = permit_mynetworks,reject
 smtpd_peername_lookup = no
 maillog_file = %[1]s/mail.log
 maillog_file_prefixes = %[1]s
-smtp_sasl_auth_enable = yes
-smtp_sasl_password_maps = texthash:%[1]s/etc/sasl
-smtp_sasl_security_options = noanonymous
-smtp_tls_CAfile = %[1]s/etc/ca.pem
-smtp_discard_ehlo_keywords =
-%[3]s
-`, dir, nextHop, tls))
+%[2]s
+`, dir, special))
 	master, err := os.ReadFile("/usr/share/postfix/master.cf.dist")
 	if err != nil {
 		t.Fatal("Postfix came without its master.cf.dist")
@@ -251,9 +275,15 @@ smtp_discard_ehlo_keywords =
 		lines = append(lines, "postlog unix-dgram n - n - 1 postlogd")
 	}
 	writeFile(t, filepath.Join(p.conf, "master.cf"), strings.Join(lines, "\n")+"\n")
-	for _, f := range []string{"etc/main.cf", "etc/master.cf", "etc/sasl", "etc/ca.pem"} {
-		require.NoError(t, os.Chmod(filepath.Join(dir, f), 0o644)) //nolint:gosec // see above
+	for _, f := range []string{"etc/main.cf", "etc/master.cf"} {
+		require.NoError(t, os.Chmod(filepath.Join(dir, f), 0o644)) //nolint:gosec // read by the user postfix
 	}
+}
+
+// start runs the instance until the test ends.
+func (p *postfix) start() {
+	t := p.t
+	t.Helper()
 	_ = exec.CommandContext(t.Context(), "postfix", "-c", p.conf, "set-permissions").Run()
 	program(t, "", "postfix", "-c", p.conf, "start")
 	t.Cleanup(func() {
@@ -269,7 +299,6 @@ smtp_discard_ehlo_keywords =
 		}
 		return err == nil
 	})
-	return p
 }
 
 func (p *postfix) log() string {
