@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"relayd/internal/bounce"
 	"relayd/internal/mail"
 )
 
@@ -104,6 +105,12 @@ func (k *Classifier) Classify(reply mail.Reply, phase Phase) Verdict {
 	v.Hard = v.Action == ActionBounce
 	v.Suppress = v.Suppress && v.Hard && phase != PhaseConnect && phase != PhaseMail
 	return v
+}
+
+// Bounce is bounce.Classifier: what came back is classified as if it had been said at RCPT.
+func (k *Classifier) Bounce(reply mail.Reply) bounce.Verdict {
+	v := k.Classify(reply, PhaseRcpt)
+	return bounce.Verdict{Class: v.Class, Recipient: v.Blame == BlameRecipient, Suppress: v.Suppress}
 }
 
 //go:embed rules.txt

@@ -28,6 +28,9 @@ func (s *Scheduler) Reload(cfg Config) (kept bool, err error) {
 	return !reflect.DeepEqual(cfg.fixed(), s.cfg.fixed()), nil
 }
 
+// Classifier gives the rules about replies that are in force.
+func (s *Scheduler) Classifier() *Classifier { return s.rules.Load() }
+
 // fixed is the configuration without what Reload puts into force.
 func (c Config) fixed() Config {
 	c.Route, c.Fallback, c.Rules, c.Sources, c.Smarthosts = "", "", nil, nil, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,4 +128,64 @@ func TestReplyClassify(t *testing.T) {
 	code, _, errOut = ctl(t, nil, "", "reply", "classify", "user unknown")
 	require.Equal(t, exitUsage, code)
 	require.NotEmpty(t, errOut)
+}
+
+func TestBounceClassify(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	files := map[string]string{
+		"hard": "From: MAILER-DAEMON@x.example\nSubject: Undelivered\nContent-Type: multipart/report; report-type=delivery-status; boundary=b\n\n--b\n" +
+			"Content-Type: message/delivery-status\n\nReporting-MTA: dns; x.example\n\nFinal-Recipient: rfc822; gone@x.example\nAction: failed\nStatus: 5.1.1\n" +
+			"Diagnostic-Code: smtp; 550 5.1.1 user unknown\n\n--b--\n",
+		"full": "From: MAILER-DAEMON@x.example\nSubject: failure notice\n\n<gone@x.example>:\n552 5.2.2 mailbox is full\n",
+		"spam": "From: MAILER-DAEMON@x.example\nSubject: failure notice\n\n<gone@x.example>:\n550 5.7.1 message looks like spam\n",
+		"away": "From: gone@x.example\nSubject: Out of office\n\nuser unknown until Monday\n",
+	}
+	args := []string{"-o", "json", "bounce", "classify"}
+	names := []string{"hard", "full", "spam", "away"}
+	for _, name := range names {
+		file := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(file, []byte(files[name]), 0o600))
+		args = append(args, file)
+	}
+	code, out, errOut := ctl(t, nil, "", args...)
+	require.Zero(t, code, errOut)
+	requireOneValue(t, out)
+	var got []struct {
+		File, Kind string
+		Recipients []struct {
+			Address, Status, Class string
+			Hard, Suppress         bool
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(out), &got))
+	require.Len(t, got, 4)
+	text := ""
+	for i, g := range got {
+		require.Equal(t, filepath.Join(dir, names[i]), g.File)
+		r := g.Recipients[0]
+		require.Equal(t, "gone@x.example", r.Address)
+		text += fmt.Sprintln(g.Kind, r.Status, r.Class, r.Hard, r.Suppress)
+	}
+	require.Equal(t, "bounce 5.1.1 mailbox_unknown true true\nbounce 5.2.2 mailbox_full false false\nbounce 5.7.1 spam false false\nauto-reply   false false\n", text)
+
+	code, _, errOut = ctl(t, nil, "", "bounce", "classify", filepath.Join(dir, "missing"))
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, errOut, "missing")
+	code, out, _ = ctl(t, nil, files["hard"], "bounce", "classify", "-")
+	require.Zero(t, code)
+	require.Contains(t, out, "mailbox_unknown")
+}
+
+func TestLocalRulesOfReplies(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "rules")
+	require.NoError(t, os.WriteFile(file, []byte("class on_holiday recipient retry retry no\nsure on_holiday on holiday\n"), 0o600))
+	code, out, errOut := ctl(t, nil, "", "reply", "classify", "--rules", file, "550 5.1.1 postman is on holiday")
+	require.Zero(t, code, errOut)
+	require.Contains(t, out, "on_holiday")
+	require.NoError(t, os.WriteFile(file, []byte("# fine\nsure nobody x\n"), 0o600))
+	code, _, errOut = ctl(t, nil, "", "reply", "classify", "--rules", file, "550 x")
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, errOut, `line 2: unknown class "nobody"`)
 }

@@ -1,5 +1,5 @@
 // Command relayctl watches and steers relayd over its admin API, by default on the unix socket that gives full rights.
-// Four commands need no daemon: send, spf check, dkim verify and reply classify.
+// Some commands need no daemon: send, spf check, dkim verify, reply classify and bounce classify.
 package main
 
 import (
@@ -110,6 +110,7 @@ Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usag
 	group(root)
 	root.AddCommand(a.queueCommand(), a.whyCommand(), a.backupCommand(), a.campaignCommand(), a.complianceCommand(), a.templateCommand(), a.assetCommand(), a.suppressionCommand(), a.credentialCommand(), a.keyCommand(),
 		a.domainCommand(), a.sendCommand(), a.spfCommand(), a.dkimCommand(), a.replyCommand(), a.versionCommand())
+	root.AddCommand(a.bounceCommand())
 	strict(root)
 	return root
 }

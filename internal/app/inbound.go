@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"relayd/campaign"
+	"relayd/internal/bounce"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
+	"relayd/internal/suppression"
 	"relayd/smtpd"
 	"relayd/spool"
 )
@@ -35,6 +37,8 @@ type inbound struct {
 	events    *event.Log
 	intake    *intake.Intake
 	campaigns *campaign.Service
+	list      *suppression.List
+	classify  func() bounce.Classifier
 	log       *slog.Logger
 }
 
@@ -53,7 +57,8 @@ func (a *App) returnPathHost() string {
 func (a *App) buildInbound() (*inbound, error) {
 	in := &inbound{
 		host: a.returnPathHost(), hostname: a.cfg.Hostname, db: a.db, spool: a.spool, events: a.events, intake: a.intake,
-		campaigns: a.campaigns, log: a.log,
+		campaigns: a.campaigns, log: a.log, list: a.list,
+		classify: func() bounce.Classifier { return a.delivery.Classifier().Bounce },
 	}
 	if in.host == "" {
 		return in, nil
@@ -89,14 +94,19 @@ func (in *inbound) deps(a *App) *smtpd.InboundDeps {
 	}
 }
 
-// HandleInbound makes durable what follows from a message: an unsubscribe by its token, mail to the operator, and an
-// event for each recipient. What it does may be repeated: unsubscribing twice is once, and a sender that tries again
-// after an error gets another event.
+// HandleInbound makes durable what follows from a message: an unsubscribe by its token, mail to the operator, a
+// suppression where a bounce or a complaint asks for it, and an event for each recipient. What it does may be repeated:
+// unsubscribing twice is once, and a bounce that comes again is no second event.
 func (in *inbound) HandleInbound(ctx context.Context, m *smtpd.InboundMail) error {
 	subject, err := subjectOf(m.Message)
 	if err != nil {
 		return err
 	}
+	rep, err := in.report(m)
+	if err != nil {
+		return err
+	}
+	var effects []effect
 	events := make([]event.Event, 0, len(m.Recipients))
 	forward := false
 	token := ""
@@ -104,9 +114,15 @@ func (in *inbound) HandleInbound(ctx context.Context, m *smtpd.InboundMail) erro
 		ev := in.eventOf(m, r)
 		switch r.Kind {
 		case smtpd.Bounce:
-			if err := in.identify(ctx, r.Envelope, &ev); err != nil {
+			to, err := in.identify(ctx, r.Envelope, &ev)
+			if err != nil {
 				return err
 			}
+			effects = append(effects, in.bounced(rep, to, ev))
+			continue
+		case smtpd.Complaint:
+			effects = append(effects, in.complained(rep, ev))
+			continue
 		case smtpd.Unsubscribe:
 			token = lastWord(subject)
 			u, err := in.campaigns.ParseToken(token)
@@ -130,6 +146,11 @@ func (in *inbound) HandleInbound(ctx context.Context, m *smtpd.InboundMail) erro
 		}
 	}
 	err = in.db.Update(ctx, func(tx kv.Tx) error {
+		for i := range effects {
+			if err := in.applyTx(tx, &effects[i]); err != nil {
+				return err
+			}
+		}
 		for _, ev := range events {
 			if err := in.events.Append(tx, ev); err != nil {
 				return err
@@ -153,27 +174,28 @@ func (in *inbound) eventOf(m *smtpd.InboundMail, r smtpd.InboundRecipient) event
 	}
 }
 
-// identify adds what is known of the envelope that a return path names.
-func (in *inbound) identify(ctx context.Context, id mail.EnvelopeID, ev *event.Event) error {
+// identify adds what is known of the envelope that a return path names, and returns its recipient, null when that is
+// forgotten.
+func (in *inbound) identify(ctx context.Context, id mail.EnvelopeID, ev *event.Event) (to mail.Path, err error) {
 	ev.Envelope = id.String()
 	done, err := in.spool.ListOutcomes(ctx, id.Message, id.N-1, 1)
 	if err != nil {
-		return err
+		return to, err
 	}
 	queue := spool.Queue{}
 	if len(done) == 1 && done[0].ID == id {
-		queue = done[0].Queue
+		queue, to = done[0].Queue, done[0].To
 	} else {
 		live, err := in.spool.ListEnvelopes(ctx, id.Message, id.N-1, 1)
 		if err != nil {
-			return err
+			return to, err
 		}
 		if len(live) == 1 && live[0].Envelope.ID == id {
-			queue = live[0].Envelope.Queue
+			queue, to = live[0].Envelope.Queue, live[0].Envelope.To
 		}
 	}
 	ev.Account, ev.Campaign = queue.Account, queue.Stream // return paths are issued for campaigns alone
-	return nil
+	return to, nil
 }
 
 func subjectOf(r io.ReadSeeker) (string, error) {

@@ -3,6 +3,8 @@ package app
 import (
 	"context"
 	"time"
+
+	"relayd/internal/bounce"
 )
 
 // purgeSlice bounds what one transaction of the purge removes.
@@ -17,6 +19,9 @@ func (a *App) keepRetention(ctx context.Context) error {
 			a.spool.Purge, a.events.Purge, a.campaigns.Purge,
 			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.intake.PurgeKeys(ctx, most) },
 			func(ctx context.Context, _ time.Time, most int) (int, error) { return a.quota.Purge(ctx, most) },
+			func(ctx context.Context, before time.Time, most int) (int, error) {
+				return bounce.Purge(ctx, a.db, before, most)
+			},
 		} {
 			for {
 				n, err := purge(ctx, time.Now().Add(-a.cfg.Spool.Retention), purgeSlice)
