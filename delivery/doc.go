@@ -2,13 +2,15 @@
 // happened. The journey of an envelope, in the order in which the code tells it:
 //
 //  1. Scheduler.Run takes queues that have work due from the spool (scheduler.go).
-//  2. A look-up finds the route of the queue's domain: the set of its MX hosts, or a smarthost (route.go).
+//  2. Rules choose the route, the source and the level of TLS (rule.go, source.go); a look-up finds the hosts: the MX of
+//     the recipient's domain, or a smarthost (route.go). A suspended site hands over to the route's fallback.
 //  3. The queue joins its site; domains with the same hosts share one, and its limits (site.go, work.go).
 //  4. The site leases a batch over all its queues; the lease is durable before the network is touched.
 //  5. The batch is split into bundles: one message and its recipients at the site (bundle.go).
 //  6. A worker, one per connection, runs an Attempt for each bundle: it renders what a campaign left to render, takes
 //     an open session or connects (attempt.go, mx.go, open.go, pool.go).
-//  7. The gate is asked whether each envelope is still wanted; then Session.Send presents them (session.go, dot.go).
+//  7. The gate is asked whether each envelope is still wanted; then Session.Send presents them (session.go, dot.go; with
+//     BDAT chunk.go).
 //  8. Classify tells what each reply means (classify.go, rules.txt, reply.go).
 //  9. The retry policy says when a deferred envelope comes back, or that its time or attempts are over (retry.go).
 //  10. The settler makes results durable, with a notice to the sender where one is due (settle.go, notify.go).

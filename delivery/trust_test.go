@@ -276,6 +276,25 @@ func TestD9HostileRepliesAreBoundedDeferredAndLogged(t *testing.T) {
 	require.Less(t, m.HeapInuse, uint64(512<<20))
 }
 
+func TestD10LostFinalReplyIsToldAsAPossibleDuplicate(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]testutil.Act{"closed": {Drop: true}, "reset": {Reset: true}} {
+		for _, chunking := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s_chunking_%v", name, chunking), func(t *testing.T) {
+				t.Parallel()
+				mx := (&testutil.MX{Extensions: []string{"PIPELINING", "CHUNKING"}, Rule: first(1, "DOT", act)}).Start(t)
+				r := newRig(t, mx.PortNumber(), zone())
+				r.cfg.Chunking = chunking
+				r.start()
+				id := r.submit(submission{to: []string{"a@dest.example"}, retry: quick})
+				require.Equal(t, spool.Delivered, r.outcome(id, 0).Result.Outcome)
+				require.Equal(t, reasonInDoubt, r.logs.wait(t, "attempt.deferred", nil).attrs["reason"])
+				require.InDelta(t, 1, r.metric("in_doubt_total"), 0)
+			})
+		}
+	}
+}
+
 func TestD11SmarthostSeesCredentialsOnlyUnderVerifiedTLS(t *testing.T) {
 	t.Parallel()
 	ca, other := testutil.NewCA(t), testutil.NewCA(t)

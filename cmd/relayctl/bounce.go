@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -61,7 +60,7 @@ needed. Kinds: bounce, delay, delivered, complaint, unsubscribe, auth-failure, a
 }
 
 func (a *app) classifyFile(name string, c bounce.Classifier) (*bounce.Report, error) {
-	var r io.Reader = a.in
+	r := a.in
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
