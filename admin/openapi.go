@@ -45,6 +45,11 @@ func openAPI(routes []route, version string) ([]byte, error) {
 			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
 				"application/json": {Schema: schemas.Schema(rt.call.in, true, "")},
 			}}
+		case rt.upload && rt.path == "/v1/assets":
+			file := &huma.Schema{Type: "object", Properties: map[string]*huma.Schema{"file": {Type: "string", Format: "binary"}}}
+			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
+				"multipart/form-data": {Schema: file}, "image/*": {Schema: &huma.Schema{Type: "string", Format: "binary"}},
+			}}
 		case rt.upload:
 			stream := &huma.MediaType{Schema: &huma.Schema{Type: "string"}}
 			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{

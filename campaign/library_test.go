@@ -25,7 +25,7 @@ func promo() *api.CreateTemplate {
 			"Subject": {Scope: "campaign", Required: true}, "Body": {Scope: "campaign", Type: "html"}, "Name": {Scope: "contact", Default: &there},
 		},
 		Partials: map[string]api.Partial{"footer": {HTML: `<p><a href="{{unsubscribe_url}}">Unsubscribe</a></p>`}},
-		Samples:  []api.TemplateSample{{Name: "Ann", Data: map[string]any{"Name": "Ann", "Subject": "Hello", "Body": "<p>Hi</p>"}}, {Name: "no name", Data: map[string]any{"Subject": "Hello"}}},
+		Samples:  []api.TemplateSample{{Name: "Ann", Data: map[string]any{"Name": "Ann", "Subject": "Hello", "Body": "<p>Hi</p>"}}, {Name: "no name", Data: map[string]any{"Subject": "Hello", "Body": ""}}},
 	}}
 }
 
@@ -195,6 +195,12 @@ func TestRenderingTellsWhatIsMissing(t *testing.T) {
 	require.Equal(t, api.CodeTemplateVariable, bad.Code)
 	require.Equal(t, "Template receipt@1 needs 'order' and no default is declared.", bad.Detail)
 	require.Equal(t, api.FieldError{Pointer: "/data/order", Code: "required", Detail: `used in subject:1:9; did you mean "Order"?`}, bad.Errors[0])
+	_, err = r.CreateTemplate(ctx, "default", promo())
+	require.NoError(t, err)
+	_, err = r.RenderTemplate(ctx, "default", "promo", &api.RenderTemplate{Data: map[string]any{"Subject": "S"}})
+	require.Equal(t, "/data/Body", invalidOf(t, err).Errors[0].Pointer)
+	_, err = r.RenderTemplate(ctx, "default", "promo", &api.RenderTemplate{Data: map[string]any{"Body": "B"}})
+	require.Equal(t, "/data/Subject", invalidOf(t, err).Errors[0].Pointer)
 	_, err = r.RenderTemplate(ctx, "default", "receipt", &api.RenderTemplate{Sample: "One"})
 	require.Contains(t, invalidOf(t, err).Errors[0].Detail, `did you mean "one"`)
 	out, err := r.RenderTemplate(ctx, "default", "receipt", &api.RenderTemplate{Sample: "one"})

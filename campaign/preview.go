@@ -52,7 +52,15 @@ func part(kind string, vars map[string]api.Variable, data, attributes map[string
 
 // compileSample compiles a stored template with what a sample has of a campaign.
 func (s *Service) compileSample(account, name, kind string, t *api.CampaignTemplate, sample api.TemplateSample) (*composition, error) {
-	return s.compileStored(account, name, kind, t, part(kind, t.Variables, sample.Data, sample.Attributes).data, nil)
+	data := part(kind, t.Variables, sample.Data, sample.Attributes).data
+	if kind == kindBroadcast && len(sample.Data)+len(sample.Attributes) == 0 { // no data at all: a campaign will have it
+		for variable, v := range t.Variables {
+			if v.Scope == "campaign" && v.Default == nil {
+				data[variable] = ""
+			}
+		}
+	}
+	return s.compileStored(account, name, kind, t, data, nil)
 }
 
 // compileStored compiles a stored template. from is whose message it makes, nil for nobody's in particular.
@@ -67,14 +75,7 @@ func (s *Service) compileStored(account, name, kind string, t *api.CampaignTempl
 	}
 	req := &api.CreateCampaign{Name: name, From: *from, Template: *t}
 	c.addresses(req, bad)
-	filled := map[string]any{}
-	for variable, v := range t.Variables { // a campaign will have it
-		if v.Scope == "campaign" && v.Default == nil && !c.single {
-			filled[variable] = ""
-		}
-	}
-	maps.Copy(filled, data)
-	c.data(filled, t, bad)
+	c.data(data, t, bad)
 	set, err := c.content(t, bad)
 	if err != nil {
 		return nil, err
@@ -395,7 +396,7 @@ func (s *Service) ValidateTemplate(ctx context.Context, account, name string, in
 	out.Variables, out.Compiled, out.Warnings = c.variableUses(), c.compiled(), append(out.Warnings, c.warnings...)
 	for _, sample := range samples {
 		if !given {
-			sample = placeholders(c)
+			sample = placeholders(c, t)
 		}
 		rendered, err := s.renderSample(account, name, kind, out.Version, t, sample, in)
 		if err != nil {
@@ -411,8 +412,13 @@ func (s *Service) ValidateTemplate(ctx context.Context, account, name string, in
 }
 
 // placeholders gives every variable that is needed its own name as its value.
-func placeholders(c *composition) api.TemplateSample {
-	sample := api.TemplateSample{Attributes: map[string]any{}}
+func placeholders(c *composition, t *api.CampaignTemplate) api.TemplateSample {
+	sample := api.TemplateSample{Data: map[string]any{}, Attributes: map[string]any{}}
+	for name, v := range t.Variables {
+		if v.Scope == "campaign" && v.Default == nil {
+			sample.Data[name] = name
+		}
+	}
 	for _, u := range c.uses() {
 		if u.root != "" && !u.system && !u.constant && u.required && u.root == u.name {
 			sample.Attributes[u.root] = u.root
