@@ -3,9 +3,11 @@ package admin
 import (
 	"fmt"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -69,7 +71,9 @@ func TestRoutesAreSane(t *testing.T) {
 		switch {
 		case rt.method == http.MethodGet:
 			require.True(t, rt.scope == "" || strings.HasSuffix(rt.scope, ":read"), "%s: GET never changes state", rt.pattern())
-		case !strings.HasSuffix(rt.path, "/verify"):
+		case slices.Contains([]string{"verify", "render", "validate", "preview"}, path.Base(rt.path)): // they only tell
+			require.NotEmpty(t, rt.scope, rt.pattern())
+		default:
 			require.False(t, strings.HasSuffix(rt.scope, ":read") || rt.scope == "", rt.pattern())
 		}
 	}
@@ -182,11 +186,16 @@ func TestWhatBelongsToAnotherAccountDoesNotExist(t *testing.T) {
 		Recipients: []api.Recipient{{Email: "z@example.net"}},
 	}, "")
 	require.NoError(t, err)
+	template, err := b.CreateTemplate(ctx, api.CreateTemplate{Name: "t", Kind: "partial", TemplateSource: api.TemplateSource{HTML: "x"}})
+	require.NoError(t, err)
+	asset, err := b.UploadAsset(ctx, "a.gif", "image/gif", strings.NewReader("GIF89a"))
+	require.NoError(t, err)
 
 	a := h.key("alpha", "all")
 	id := map[string]string{
 		"/v1/domains": domain.Name, "/v1/credentials": credential.Username, "/v1/keys": key.ID,
 		"/v1/suppressions": "x@example.net", "/v1/queue": message.ID, "/v1/campaigns": campaign.ID,
+		"/v1/templates": template.Name, "/v1/assets": asset.ID,
 	}
 	for _, rt := range h.routes {
 		if !strings.Contains(rt.path, "{") {
@@ -198,21 +207,29 @@ func TestWhatBelongsToAnotherAccountDoesNotExist(t *testing.T) {
 				path = strings.Replace(strings.Replace(path, "nothing", id, 1), "nobody@example.com", id, 1)
 			}
 		}
-		body := `{"selector":"r1"}`
-		if !strings.HasSuffix(path, "/activate") {
-			body = ""
+		body := ""
+		if rt.call.in != nil {
+			body = "{}"
+		}
+		switch last := rt.path[strings.LastIndexByte(rt.path, '/')+1:]; last {
+		case "activate":
+			body = `{"selector":"r1"}`
+		case "schedule":
+			body = `{"send_at":"` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + `"}`
+		case "test":
+			body = `{"to":["q@example.net"]}`
 		}
 		if rt.upload {
 			body = "email\nq@example.net\n"
 		}
-		got := h.raw(rt.method, path, a, body, "Content-Type", contentType)
+		got := h.raw(rt.method, path, a, body, "Content-Type", contentType, "If-Match", "*")
 		if rt.method == "GET" && strings.HasPrefix(path, "/v1/suppressions/") {
 			require.Contains(t, got.body, `"entries":[]`)
 			continue
 		}
 		require.Equal(t, http.StatusNotFound, got.status, "%s %s: %s", rt.method, path, got.body)
 	}
-	for _, path := range []string{"/v1/queue", "/v1/campaigns", "/v1/suppressions", "/v1/credentials", "/v1/domains", "/v1/events"} {
+	for _, path := range []string{"/v1/queue", "/v1/campaigns", "/v1/suppressions", "/v1/credentials", "/v1/domains", "/v1/events", "/v1/templates", "/v1/assets"} {
 		require.Contains(t, h.raw("GET", path, a, "").body, `"data":[]`, path)
 		require.Equal(t, http.StatusNotFound, h.raw("GET", path+"?account=beta", a, "").status, path)
 	}
