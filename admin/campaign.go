@@ -27,6 +27,7 @@ type Campaigns interface {
 	RetryFailed(ctx context.Context, account, id string) (api.Campaign, error)
 	Report(ctx context.Context, account, id string) (api.CampaignReport, error)
 	EachRecipient(ctx context.Context, account, id string, fn func(*api.RecipientResult) error) error
+	Complained(ctx context.Context, account, source string) error
 	Compliance(ctx context.Context, account string) (api.Compliance, error)
 	SetCompliance(ctx context.Context, account string, in *api.Compliance) (api.Compliance, error)
 	AddRecipients(ctx context.Context, account, id, contentType string, r io.Reader, opts api.ImportOptions) (api.ImportReport, error)

@@ -83,6 +83,10 @@ func (s *Server) addSuppression(r *request, in *api.Suppression) (api.Suppressio
 	}
 	if !out.Created {
 		r.status = http.StatusOK
+	} else if e.Reason == suppression.Complaint {
+		if err := s.deps.Campaigns.Complained(r.Context(), account, e.Source); err != nil {
+			return out, err
+		}
 	}
 	entries, err := s.deps.Suppression.Get(r.Context(), account, to)
 	if err != nil {

@@ -1,12 +1,14 @@
 package campaign
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 
 	"relayd/internal/api"
 	"relayd/internal/kv"
+	"relayd/internal/mail"
 )
 
 // The limits that hold where a campaign sets none: a share of bounces or complaints at which mailbox providers begin to
@@ -150,6 +152,33 @@ func (s *Service) rebase(tx kv.Tx, r *record) error {
 		own.baseBounced += t.bounced - t.baseBounced
 		own.baseComplained += t.complained - t.baseComplained
 	})
+}
+
+// Complained counts a complaint that came in by another way than the mail itself. source is the campaign, or one of its
+// envelopes; anything else is passed over.
+func (s *Service) Complained(ctx context.Context, account, source string) error {
+	id, err := parseID(source)
+	if err != nil {
+		e, bad := mail.ParseEnvelopeID(source)
+		if bad != nil {
+			return nil //nolint:nilerr // of no campaign
+		}
+		id = e.Message
+	}
+	err = s.db.Update(ctx, func(tx kv.Tx) error {
+		r, err := getRecord(tx, id)
+		if errors.Is(err, ErrNotFound) || err == nil && r.Account != account {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return s.ComplainedTx(tx, formatID(id), 1)
+	})
+	if err != nil {
+		return fmt.Errorf("count complaint: %w", err)
+	}
+	return nil
 }
 
 // ComplainedTx counts complaints about a campaign's mail, and lets its guard see them. Complaints about campaigns that
