@@ -42,6 +42,11 @@ faults: ## injected faults of the storage, full disks, damaged files, a million 
 tlsscan: ## testssl.sh against the listeners; takes minutes, needs Debian's testssl.sh
 	RELAYD_E2E_TLSSCAN=1 go test -count=1 -timeout 30m -v -run TLSScan ./e2e
 
+.PHONY: campaign
+campaign: ## exact campaigns under 100 pauses and 50 kills with 10,000 recipients, and the speed of a million (SIZE)
+	RELAYD_E2E=full RELAYD_E2E_PAUSES=100 RELAYD_E2E_CAMPAIGN_KILLS=50 RELAYD_E2E_SLOW=500 go test -count=1 -timeout 30m -v -run 'TestCampaignIsExact|TestCampaignToASlow' ./e2e
+	RELAYD_E2E=full RELAYD_E2E_CAMPAIGN=$${SIZE:-1000000} go test -count=1 -timeout 30m -v -run TestCampaignSpeed ./e2e
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)
 	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, t[i]; n=0}' | \

@@ -3,9 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 
 	"github.com/stretchr/testify/require"
@@ -58,9 +56,6 @@ func (b *ledger) campaigns(ctx context.Context, wg *sync.WaitGroup, r *relay) *b
 				}
 				if ctx.Err() != nil {
 					return // its fate stays unknown: it is not counted
-				}
-				if p, ok := errors.AsType[*api.Problem](err); ok && p.Status == http.StatusConflict {
-					break // cut off by a kill, says the API: the caller is to look, and this one does not
 				}
 				pause()
 			}

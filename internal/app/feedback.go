@@ -130,6 +130,11 @@ func (in *inbound) applyTx(tx kv.Tx, e *effect) error {
 		if err := in.list.AddTx(tx, *e.suppress); err != nil {
 			return err
 		}
+		if e.suppress.Reason == suppression.Complaint { // its guard looks at it
+			if err := in.campaigns.ComplainedTx(tx, e.event.Campaign, 1); err != nil {
+				return err
+			}
+		}
 	}
 	return in.events.Append(tx, e.event)
 }
