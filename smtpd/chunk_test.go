@@ -197,3 +197,14 @@ func TestExtensionsReachTheDoor(t *testing.T) {
 	}
 	require.False(t, got[1].sub.UTF8 || got[1].sub.RequireTLS)
 }
+
+// TestA12_BinaryMIMEIsForSubmission: what comes in is read by others than the door.
+func TestA12_BinaryMIMEIsForSubmission(t *testing.T) {
+	t.Parallel()
+	f, _ := startInbound(t)
+	c := f.dial(t, inbound)
+	c.expect("220")
+	require.NotContains(t, c.cmd("EHLO x", "250 "), "BINARYMIME")
+	c.cmd("MAIL FROM:<a@example.com> BODY=BINARYMIME", "555 5.5.4 BINARYMIME is not offered here")
+	c.cmd("MAIL FROM:<a@example.com> BODY=8BITMIME", "250")
+}

@@ -252,6 +252,7 @@ func FuzzSession(f *testing.F) {
 		"EHLO x\r\nNOOP\r\nQUIT\r\n", "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n",
 		"hello\r\n.\r\nMAIL FROM:<a@example.com>\r\n", "AUTH LOGIN\r\nYXBw\r\nc2VjcmV0\r\n", "BDAT 3 LAST\r\nabc", "BDAT 3\r\nabcBDAT 4\r\nRSETNOOP\r\nBDAT 0 LAST\r\n", "BDAT 5 LAST\r\na\nb\r\nNOOP\r\n",
 		"BDAT 3 LATE\r\nabcNOOP\r\n", "BDAT 3\r\nabcRSET\r\nBDAT 2 LAST\r\nxy", "BDAT 99999999999999999999\r\n", "\n\r\n.\r\n",
+		"MAIL FROM:<a@example.com> BODY=BINARYMIME\r\nRCPT TO:<b@example.net>\r\nDATA\r\nBDAT 4\r\n\x00\n\r.BDAT 2 LAST\r\nx\n", "AUTH EXTERNAL =\r\n",
 		"STARTTLS\r\nNOOP\r\n", "GET / HTTP/1.0\r\n\r\n",
 	}
 	for state := range 4 {
