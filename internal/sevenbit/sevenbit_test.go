@@ -386,7 +386,7 @@ func FuzzConvert(f *testing.F) {
 		if !found {
 			return
 		}
-		if _, err := mail.ParseHeader([]byte(section + "\r\n")); err != nil || hasEight([]byte(section)) {
+		if h, err := mail.ParseHeader([]byte(section + "\r\n")); err != nil || len(h) == 0 || hasEight([]byte(section)) {
 			return
 		}
 		out, changed, err := convert(t, message, binaryMIME)
