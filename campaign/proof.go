@@ -83,7 +83,9 @@ func (s *Service) pick(
 	ctx context.Context, r *record, c *composition, name string, data map[string]any,
 ) (to mail.Path, attributes []attribute, err error) {
 	bad := func(pointer, format string, args ...any) error {
-		return &Invalid{Errors: []api.FieldError{{Pointer: pointer, Code: api.CodeRecipientInvalid, Detail: fmt.Sprintf(format, args...)}}}
+		e := &Invalid{}
+		e.add(pointer, api.CodeRecipientInvalid, format, args...)
+		return e.orNil()
 	}
 	if name == "" {
 		to, attributes, err = s.firstRecipient(ctx, r)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/csv"
 	"fmt"
+	"mime"
 	"net/mail"
 	"os"
 	"path/filepath"
@@ -187,4 +188,83 @@ func TestCodeOvertakesACampaign(t *testing.T) {
 	require.Less(t, r.progress(id).Counts["delivered"], 2000, "the campaign goes on behind it")
 	r.json(nil, "campaign", "cancel", id)
 	wait(t, "the end", 60*time.Second, func() bool { return r.progress(id).State == "cancelled" })
+}
+
+// The marketer's way: look, try, schedule, change, copy, clean up.
+func TestCampaignCommands(t *testing.T) {
+	t.Parallel()
+	s := newSink(t, "", nil)
+	r := newRelay(t, options{mxPort: s.port})
+	r.mx("dest.example")
+	r.domain("shop.example")
+	id := r.campaign(short(false, "ann@dest.example", "bob@dest.example"))
+
+	r.json(nil, "suppression", "add", "bob@dest.example")
+	var check api.CampaignCheck
+	r.json(&check, "campaign", "validate", id)
+	require.True(t, check.OK)
+	require.Equal(t, api.RecipientFates{Total: 2, Suppressed: 1, WillSend: 1}, check.Recipients)
+
+	var p api.CampaignPreview
+	r.json(&p, "campaign", "preview", id, "--contact", "ann@dest.example")
+	require.Equal(t, "블랙 프라이데이 – 친구 ann@dest.example", p.Subject)
+	_, stderr, code := r.ctl("campaign", "preview", id, "--contact", "nobody@dest.example")
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "neither a recipient of this campaign nor a contact")
+
+	r.json(nil, "campaign", "test", id, "--to", "me@dest.example", "--as", "ann@dest.example")
+	wait(t, "the test message", 30*time.Second, func() bool { return s.count() == 1 })
+	m, err := mail.ReadMessage(bytes.NewReader(s.all()[0].Data))
+	require.NoError(t, err)
+	require.Equal(t, "me@dest.example", m.Header.Get("To"))
+	subject, err := new(mime.WordDecoder).DecodeHeader(m.Header.Get("Subject"))
+	require.NoError(t, err)
+	require.Equal(t, "[TEST] 블랙 프라이데이 – 친구 ann@dest.example", subject)
+
+	var c api.Campaign
+	tomorrow := time.Now().Add(36 * time.Hour).Format("2006-01-02T15:04")
+	r.json(&c, "campaign", "schedule", id, "--local", tomorrow, "--timezone", "Asia/Seoul")
+	require.Equal(t, "scheduled", c.State)
+	_, stderr, code = r.ctl("campaign", "schedule", id, "--at", "2001-01-01T00:00:00Z")
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "is over")
+	r.json(&c, "campaign", "unschedule", id)
+	require.Equal(t, "draft", c.State)
+	r.json(&c, "campaign", "set", id, "--rate", "20", "--concurrency", "3", "--guard-bounce", "0.2")
+	require.InDelta(t, 20, c.Send.MaxRatePerSecond, 0)
+	require.Equal(t, 3, c.Send.MaxConcurrency)
+	_, stderr, code = r.ctl("campaign", "set", id, "--rate", "5", "--etag", `"1"`)
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "changed meanwhile")
+
+	var rules api.Compliance
+	r.json(&rules, "compliance", "set", "--ad-label", "--address", "1 Teheran-ro, Seoul")
+	require.True(t, rules.AdLabel)
+	r.json(nil, "campaign", "start", id)
+	wait(t, "the campaign", 30*time.Second, func() bool { return r.progress(id).State == "completed" })
+	require.Equal(t, map[string]int{"delivered": 1, "suppressed": 1}, positive(r.progress(id).Counts))
+	m, err = mail.ReadMessage(bytes.NewReader(s.all()[1].Data))
+	require.NoError(t, err)
+	subject, err = new(mime.WordDecoder).DecodeHeader(m.Header.Get("Subject"))
+	require.NoError(t, err)
+	require.Equal(t, "(광고) 블랙 프라이데이 – 친구 ann@dest.example", subject)
+	require.Contains(t, string(s.all()[1].Data), "1 Teheran-ro")
+
+	var clone api.Campaign
+	r.json(&clone, "campaign", "clone", id)
+	require.Equal(t, "Hello (copy)", clone.Name)
+	_, _, code = r.ctl("campaign", "delete", clone.ID)
+	require.Zero(t, code)
+	_, _, code = r.ctl("campaign", "show", clone.ID)
+	require.Equal(t, 1, code)
+}
+
+func positive(counts map[string]int) map[string]int {
+	found := map[string]int{}
+	for name, n := range counts {
+		if n > 0 {
+			found[name] = n
+		}
+	}
+	return found
 }
