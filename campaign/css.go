@@ -7,7 +7,7 @@ import (
 // Limits of style sheets.
 const (
 	maxRules   = 2000       // selectors of all <style> elements
-	maxMatches = 20_000_000 // selectors times elements
+	maxMatches = 20_000_000 // simple selectors times elements
 )
 
 // hole stands in a style sheet for each byte of a merge tag: what holds one is not written into style attributes.

@@ -3,6 +3,7 @@ package campaign
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -92,10 +93,66 @@ type sheetTag struct {
 	name             string
 }
 
-// styleRule is a rule that can be matched.
+// styleRule is a rule that can be matched: a chain of simple selectors, each an ancestor or the parent of the next.
 type styleRule struct {
-	sel   cascadia.Sel
-	decls []cssDecl
+	chain  []cascadia.Sel
+	child  []bool // that the selector before is the parent's
+	weight cascadia.Specificity
+	decls  []cssDecl
+}
+
+// maxChain bounds the selectors of one chain: their states are bits.
+const maxChain = 32
+
+// newStyleRule cuts a selector into its chain. Matching it as a whole would try every way to lay the chain over the
+// ancestors, which are too many for a selector made to be slow.
+func newStyleRule(selector string, decls []cssDecl) (styleRule, error) {
+	r := styleRule{decls: decls}
+	p := &cssScanner{s: selector}
+	for child := false; ; {
+		p.blanks()
+		if p.pos < len(selector) && selector[p.pos] == '>' && len(r.chain) > 0 && !child {
+			child = true
+			p.pos++
+			continue
+		}
+		start := p.pos
+		if p.until(" \t\n\r\f>"); p.pos == start {
+			if child || len(r.chain) == 0 || p.pos < len(selector) {
+				return r, errors.New("a selector is missing")
+			}
+			return r, nil
+		}
+		sel, err := cascadia.Parse(selector[start:p.pos])
+		if err != nil {
+			return r, err
+		}
+		if len(r.chain) == maxChain {
+			return r, errors.New("too long")
+		}
+		r.chain, r.child = append(r.chain, sel), append(r.child, child)
+		r.weight = r.weight.Add(sel.Specificity())
+		child = false
+	}
+}
+
+// chainState tells by bits which beginnings of a chain end at an element, and which end at it or above it.
+type chainState struct{ here, above uint32 }
+
+// step is the state of an element whose parent has the given one, and whether the whole chain ends there.
+func (r *styleRule) step(n *html.Node, parent chainState) (chainState, bool) {
+	var s chainState
+	for i, sel := range r.chain {
+		before := parent.above
+		if r.child[i] {
+			before = parent.here
+		}
+		if (i == 0 || before>>(i-1)&1 == 1) && sel.Match(n) {
+			s.here |= 1 << i
+		}
+	}
+	s.above = s.here | parent.above
+	return s, s.here>>(len(r.chain)-1)&1 == 1
 }
 
 // styles returns the sources that gain style attributes, by part.
@@ -108,7 +165,11 @@ func (s *sheet) styles() map[string]string {
 	if len(rules) == 0 || len(tags) == 0 {
 		return nil
 	}
-	if len(rules) > maxRules || len(rules)*len(tags) > maxMatches {
+	selectors := 0
+	for i := range rules {
+		selectors += len(rules[i].chain)
+	}
+	if len(rules) > maxRules || selectors*len(tags) > maxMatches {
 		s.warn(0, "%d rules for %d elements are too many: they stay in <style>", len(rules), len(tags))
 		return nil
 	}
@@ -119,17 +180,23 @@ func (s *sheet) styles() map[string]string {
 	}
 	edits := map[string]*sourceEdits{}
 	given := map[sourcePlace]string{}
-	for n := range root.Descendants() {
-		i, ok := markOf(n)
-		if !ok || i >= len(tags) {
-			continue
+	var visit func(n *html.Node, parents []chainState)
+	visit = func(n *html.Node, parents []chainState) {
+		states := parents
+		if n.Type == html.ElementNode {
+			var normal, important []cssDecl
+			states, normal, important = matching(n, rules, parents)
+			if i, ok := markOf(n); ok && i < len(tags) && len(normal)+len(important) > 0 {
+				s.edit(edits, given, tags[i], normal, important)
+			}
 		}
-		normal, important := matching(n, rules)
-		if len(normal)+len(important) == 0 {
-			continue
+		for c := n.FirstChild; c != nil; c = c.NextSibling {
+			if c.Type == html.ElementNode {
+				visit(c, states)
+			}
 		}
-		s.edit(edits, given, tags[i], normal, important)
 	}
+	visit(root, make([]chainState, len(rules)))
 	out := map[string]string{}
 	for part, e := range edits {
 		out[part] = e.apply()
@@ -192,12 +259,12 @@ func (s *sheet) rules(rules []styleRule, at int, css string) []styleRule {
 		if !isInlined(r.selector) || len(rules) > maxRules {
 			continue
 		}
-		sel, err := cascadia.Parse(r.selector)
+		rule, err := newStyleRule(r.selector, r.decls)
 		if err != nil {
 			s.warn(at, "the selector %q is not understood: its rule stays in <style>", clip(r.selector, 60))
 			continue
 		}
-		rules = append(rules, styleRule{sel, r.decls})
+		rules = append(rules, rule)
 	}
 	return rules
 }
@@ -219,16 +286,18 @@ func markOf(n *html.Node) (int, bool) {
 	return 0, false
 }
 
-// matching returns what the rules give to an element, the weakest first.
-func matching(n *html.Node, rules []styleRule) (normal, important []cssDecl) {
+// matching returns the states of an element, and what the rules give to it, the weakest first.
+func matching(n *html.Node, rules []styleRule, parents []chainState) (states []chainState, normal, important []cssDecl) {
 	var found []*styleRule
+	states = make([]chainState, len(rules))
 	for i := range rules {
-		if rules[i].sel.Match(n) {
+		var whole bool
+		if states[i], whole = rules[i].step(n, parents[i]); whole {
 			found = append(found, &rules[i])
 		}
 	}
 	slices.SortStableFunc(found, func(a, b *styleRule) int {
-		x, y := a.sel.Specificity(), b.sel.Specificity()
+		x, y := a.weight, b.weight
 		return cmp.Or(cmp.Compare(x[0], y[0]), cmp.Compare(x[1], y[1]), cmp.Compare(x[2], y[2]))
 	})
 	for _, r := range found {
@@ -240,7 +309,7 @@ func matching(n *html.Node, rules []styleRule) (normal, important []cssDecl) {
 			}
 		}
 	}
-	return normal, important
+	return states, normal, important
 }
 
 // sourcePlace is where a tag begins in its source.
@@ -331,7 +400,7 @@ func (s *sheet) contiguous(t sheetTag, first sheetPiece) (whole, blocks bool) {
 func (s *sheet) editValue(v attrValue, normal, important []cssDecl, insert func(at int, text string)) {
 	merged := s.piece(v.start) != s.piece(max(v.start, v.end-1)) || s.pieces[s.piece(v.start)].tag
 	text := string(s.copy[v.start:v.end])
-	if v.quote == 0 && (merged || v.start == v.end) {
+	if v.quote == 0 && (merged || v.start == v.end || strings.ContainsAny(text, "\"'")) {
 		s.warn(v.start, "a style attribute without quotes: rules are not written into it")
 		return
 	}

@@ -36,12 +36,16 @@ func TestStyleRulesAreWrittenIntoAttributes(t *testing.T) {
 		"later_beats_earlier":        {"p{color:blue}p{color:red}", "<p>", `<p style="color:red">`},
 		"id_beats_class":             {"#i{color:blue}.a{color:red}", "<p id=i class=a>", `<p style="color:blue" id=i class=a>`},
 		"descendant":                 {"td p, h1 > b{margin:0}", "<table><tr><td><p>x</p></td></tr></table><h1><b>y</b></h1><p>", `<table><tr><td><p style="margin:0">x</p></td></tr></table><h1><b style="margin:0">y</b></h1><p>`},
+		"child":                      {"td > p{margin:0} body p>b{top:0}", "<table><tr><td><p><b></b></p><div><p></p></div></td></tr></table>", `<table><tr><td><p style="margin:0"><b style="top:0"></b></p><div><p></p></div></td></tr></table>`},
+		"chain_goes_on_above":        {"div > div p{margin:0}", "<div><div><i><p></p></i></div></div>", `<div><div><i><p style="margin:0"></p></i></div></div>`},
+		"broken_chain":               {"> p{a:b} p >{c:d} p > > b{e:f} b{g:h}", "<p><b>", `<p><b style="g:h">`},
 		"attribute_selector":         {`a[target="x"]{color:red}`, `<a target="x"><a>`, `<a style="color:red" target="x"><a>`},
 		"style_attribute_wins":       {"p{color:red;margin:0}", `<p style="color:blue">`, `<p style="margin:0;color:blue">`},
 		"style_attribute_bytes_stay": {"p{margin:0}", `<p style='COLOR : blue; '>`, `<p style='margin:0;COLOR : blue; '>`},
 		"important_beats_attribute":  {"p{color:red !important}", `<p style="color:blue">`, `<p style="color:blue;color:red">`},
 		"empty_style_attribute":      {"p{color:red}", `<p style="">`, `<p style="color:red">`},
 		"bare_style_attribute":       {"p{margin:0}", `<p style=color:red>`, `<p style="margin:0;color:red">`},
+		"quote_in_a_bare_attribute":  {"p{margin:0}", `<p style=a"b>`, ""},
 		"quotes":                     {`p{font-family:"Open Sans",serif}`, "<p>", `<p style="font-family:'Open Sans',serif">`},
 		"shorthand_before_longhand":  {"p{margin:1px}", `<p style="margin-top:0">`, `<p style="margin:1px;margin-top:0">`},
 		"media_stays":                {"@media (max-width:600px){p{color:red}} b{color:blue}", "<p><b>", `<p><b style="color:blue">`},
@@ -125,6 +129,9 @@ func TestStyleLimits(t *testing.T) {
 	out, warnings := styled(t, &api.CampaignTemplate{HTML: "<style>\np[{margin:0} q{x:y}</style><q>"}, nil)
 	require.Empty(t, out, "the bracket swallows the rest, as in browsers")
 	require.Empty(t, warnings)
+	deep := "<style>" + strings.Repeat("i ", 20) + "u{a:b}q{c:d}</style>" + strings.Repeat("<i>", 400) + "<u><q>"
+	out, _ = styled(t, &api.CampaignTemplate{HTML: "<style>x " + deep[len("<style>"):]}, nil)
+	require.True(t, strings.HasSuffix(out[partHTML], `<u><q style="c:d">`), "a selector that could be laid over the elements in countless ways ends")
 	_, warnings = styled(t, &api.CampaignTemplate{HTML: "<style>\n%%{margin:0}</style><p>"}, nil)
 	require.Len(t, warnings, 1)
 	require.Contains(t, warnings[0].Detail, "is not understood")
