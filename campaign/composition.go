@@ -36,6 +36,7 @@ type composition struct {
 	host     string          // in Message-ID
 	unsub    string          // base of unsubscribe links
 	mailbox  string          // for unsubscribe mail, "" for none
+	postal   string          // address of the sender that a broadcast shows, "" for none
 	list     contacts.ListID // that the unsubscribe link takes the recipient off; zero: all broadcasts
 	warnings []api.Warning
 	images   int

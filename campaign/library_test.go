@@ -382,6 +382,24 @@ func TestValidation(t *testing.T) {
 	require.ErrorIs(t, err, ErrTemplateNotFound, "validating stores nothing")
 }
 
+func TestCampaignsAreCheckedAsProvidersDo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	req := request(to("ann@example.com", "Ann"))
+	req.Start, req.Data["Subject"] = false, "Re: {{Name}}"
+	c, err := r.Create(ctx, "default", req)
+	require.NoError(t, err)
+	v, err := r.Validate(ctx, "default", c.ID)
+	require.NoError(t, err)
+	require.True(t, v.OK, "%+v", v.Checks)
+	require.Len(t, v.Findings, 1)
+	require.Equal(t, "F12", v.Findings[0].ID)
+	p, err := r.Preview(ctx, "default", c.ID, &api.PreviewCampaign{})
+	require.NoError(t, err)
+	require.Equal(t, v.Findings, p.Findings)
+}
+
 func TestUnknownTemplateRecordsAreErrors(t *testing.T) {
 	t.Parallel()
 	for _, b := range []string{"", "\x02{}", "\x01", "\x01{"} {

@@ -341,7 +341,7 @@ func renderProblem(err error) error {
 // findings looks at a message as the mailbox provider does.
 func (c *composition) findings(msg []byte, now time.Time) []api.Finding {
 	list := []api.Finding{}
-	for _, f := range checklist.Check(msg, checklist.Options{Broadcast: !c.single, Now: now, Host: c.host}) {
+	for _, f := range checklist.Check(msg, checklist.Options{Broadcast: !c.single, Now: now, Host: c.host, PostalAddress: c.postal}) {
 		if f.ID == "F08" && f.Pointer == "header/List-Unsubscribe" && strings.HasPrefix(c.unsub, "http://") {
 			continue // a loopback address, for tests
 		}

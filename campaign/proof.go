@@ -33,7 +33,7 @@ func (s *Service) Preview(ctx context.Context, account, id string, in *api.Previ
 	if err != nil {
 		return api.CampaignPreview{}, renderInvalid(err)
 	}
-	p := api.CampaignPreview{To: to.String(), Bytes: len(msg), Headers: map[string]string{}}
+	p := api.CampaignPreview{To: to.String(), Bytes: len(msg), Headers: map[string]string{}, Findings: c.findings(msg, l.at)}
 	fields, err := mail.ParseHeader(msg[:body-len("\r\n")])
 	if err != nil {
 		return p, fmt.Errorf("read preview: %w", err)

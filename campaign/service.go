@@ -257,6 +257,9 @@ func (s *Service) compile(ctx context.Context, r *record) (c *composition, err e
 		rules.apply(req)
 		if c, err = newComposition(r.ID, r.Account, req, s.cfg.Hostname, s.cfg.PublicURL); err == nil {
 			c.mailbox, c.list = s.cfg.UnsubscribeMailbox, r.Members.list()
+			if rules != nil {
+				c.postal = rules.PostalAddress
+			}
 		}
 		return err
 	})

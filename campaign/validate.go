@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"relayd/internal/api"
+	"relayd/internal/checklist"
 	contacts "relayd/internal/contact"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
@@ -219,6 +220,18 @@ func (v *validation) lacks() {
 	}
 }
 
+// deliverable looks at one message as the mailbox provider does.
+func (v *validation) deliverable(msg []byte, at time.Time) {
+	v.out.Findings = v.c.findings(msg, at)
+	for _, f := range v.out.Findings {
+		if f.Level == checklist.Error {
+			v.add("deliverable", false, "%s %s: %s (%s)", f.ID, f.Pointer, f.Detail, f.Advice)
+			return
+		}
+	}
+	v.add("deliverable", true, "")
+}
+
 func (v *validation) estimate() {
 	e := &v.out.Estimated
 	send := &v.r.Send
@@ -233,6 +246,7 @@ func (v *validation) estimate() {
 		l := v.s.letterTo(v.r, v.sample.to, v.sample.attributes)
 		if msg, _, err := v.c.write(nil, &l); err == nil {
 			e.Bytes = int64(len(msg)) * n
+			v.deliverable(msg, l.at)
 		}
 	}
 	seconds := time.Duration(n) * perTransaction / time.Duration(max(send.MaxConcurrency, 1))

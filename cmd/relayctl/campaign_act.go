@@ -153,6 +153,9 @@ func (a *app) campaignValidate() *cobra.Command {
 				for _, w := range v.Warnings {
 					t = append(t, [2]string{"warning", strings.TrimSpace(w.Code + " " + w.Part + " " + w.Detail)})
 				}
+				for _, f := range v.Findings {
+					t = append(t, [2]string{f.Level, findingLine(f)})
+				}
 				if err := a.print(v, t); err != nil {
 					return err
 				}

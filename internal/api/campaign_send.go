@@ -63,6 +63,7 @@ type CampaignCheck struct {
 	Estimated  CampaignEstimate `json:"estimated"`
 	Checks     []Check          `json:"checks"`
 	Warnings   []Warning        `json:"warnings,omitempty"`
+	Findings   []Finding        `json:"findings,omitempty"` // rules of deliverability that a message to one of them does not keep
 }
 
 // RecipientFates says what would become of the recipients if the campaign started now.
@@ -107,6 +108,8 @@ type CampaignPreview struct {
 	Text    string            `json:"text"`
 	Headers map[string]string `json:"headers"`
 	Bytes   int               `json:"bytes"` // of the message without signatures
+
+	Findings []Finding `json:"findings,omitempty"` // rules of deliverability that it does not keep
 }
 
 // TestCampaign is the body of POST /v1/campaigns/{id}/test: to whom, and with whose data.
