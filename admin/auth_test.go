@@ -222,6 +222,9 @@ func TestWhatBelongsToAnotherAccountDoesNotExist(t *testing.T) {
 		if rt.upload {
 			body = "email\nq@example.net\n"
 		}
+		if rt.method == http.MethodPatch {
+			body = "{}"
+		}
 		got := h.raw(rt.method, path, a, body, "Content-Type", contentType, "If-Match", "*")
 		if rt.method == "GET" && strings.HasPrefix(path, "/v1/suppressions/") {
 			require.Contains(t, got.body, `"entries":[]`)

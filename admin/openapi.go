@@ -145,7 +145,8 @@ func parametersOf(rt *route) []*huma.Param {
 		}
 		params = append(params, &huma.Param{Name: name, In: "query", Schema: schema})
 	}
-	if rt.path == "/v1/campaigns" && rt.method == http.MethodPost || rt.path == "/v1/messages" {
+	if rt.path == "/v1/campaigns" && rt.method == http.MethodPost || rt.path == "/v1/messages" ||
+		rt.method == http.MethodPost && (rt.path == "/v1/sources" || rt.path == "/v1/sources/{id}/sync") {
 		params = append(params, &huma.Param{
 			Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: "string"},
 			Description: "Makes the call safe to repeat.",

@@ -17,6 +17,7 @@ import (
 	"relayd/internal/event"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
+	"relayd/internal/source"
 	"relayd/internal/suppression"
 	"relayd/spool"
 )
@@ -41,6 +42,13 @@ var errorTable = []struct {
 	{campaign.ErrTooMany, http.StatusConflict, api.CodeConflict, true},
 	{campaign.ErrAssetUsed, http.StatusConflict, api.CodeConflict, true},
 	{campaign.ErrChanged, http.StatusPreconditionFailed, api.CodeETagMismatch, true},
+	{source.ErrNotFound, http.StatusNotFound, api.CodeNotFound, false},
+	{source.ErrExists, http.StatusConflict, api.CodeConflict, true},
+	{source.ErrTooMany, http.StatusConflict, api.CodeConflict, true},
+	{source.ErrETag, http.StatusPreconditionFailed, api.CodeETagMismatch, true},
+	{source.ErrForbidden, http.StatusForbidden, api.CodeForbiddenScope, true},
+	{source.ErrBusy, http.StatusTooManyRequests, api.CodeRateLimited, true},
+	{source.ErrBadCursor, http.StatusBadRequest, api.CodeCursorMismatch, false},
 	{dkim.ErrNoKey, http.StatusNotFound, api.CodeNotFound, false},
 	{mail.ErrBadID, http.StatusNotFound, api.CodeNotFound, false},
 	{account.ErrExists, http.StatusConflict, api.CodeConflict, true},
@@ -78,6 +86,9 @@ func problemOf(err error) *api.Problem {
 	}
 	if e, ok := errors.AsType[*campaign.Invalid](err); ok {
 		return &api.Problem{Status: http.StatusUnprocessableEntity, Code: e.Code, Detail: e.Detail, Errors: e.Errors}
+	}
+	if e, ok := errors.AsType[*source.Invalid](err); ok {
+		return &api.Problem{Status: http.StatusUnprocessableEntity, Code: api.CodeInvalidParameter, Errors: e.Errors}
 	}
 	if e, ok := errors.AsType[*campaign.StateError](err); ok {
 		return &api.Problem{Status: http.StatusConflict, Code: api.CodeCampaignStateConflict, Detail: e.Error()}

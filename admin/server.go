@@ -91,6 +91,7 @@ type Deps struct {
 	Templates   Templates
 	Assets      Assets
 	Unsubscribe Unsubscriber
+	Sources     Sources
 	Resolver    Resolver
 	SendingIPs  []netip.Addr                           // from which mail leaves; empty: the addresses of Hostname
 	Checks      map[string]func(context.Context) error // further conditions of /readyz, by name

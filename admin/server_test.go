@@ -102,11 +102,12 @@ func newHarness(t testing.TB) *harness {
 	log := slog.New(slog.NewJSONHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	campaigns := newCampaigns(t, h, door, metrics)
 	h.campaign = campaigns
+	sources := newSources(t, h)
 	cfg := DefaultConfig()
 	cfg.Address, cfg.Socket, cfg.ShutdownGrace = "127.0.0.1:0", filepath.Join(dir, "admin.sock"), time.Second
 	h.Server, err = New(cfg, Deps{
 		DB: h.db, Accounts: h.accounts, Events: h.events, Queue: h.spool, Keys: h.keys, Suppression: h.list, Intake: door,
-		Campaigns: campaigns, Templates: campaigns, Assets: campaigns, Unsubscribe: failingUnsubscriber{campaigns, h}, Resolver: h.dns, Hostname: "relay.example",
+		Campaigns: campaigns, Sources: sources, Templates: campaigns, Assets: campaigns, Unsubscribe: failingUnsubscriber{campaigns, h}, Resolver: h.dns, Hostname: "relay.example",
 		Checks:  map[string]func(context.Context) error{"test": func(context.Context) error { return h.failure() }},
 		Version: api.Version{Version: "test"}, Log: log, Metrics: metrics, Gatherer: metrics,
 		Now: func() time.Time { return time.Now().Add(time.Duration(h.offset.Load())) },

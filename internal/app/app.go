@@ -28,6 +28,7 @@ import (
 	"relayd/internal/intake"
 	"relayd/internal/kv"
 	"relayd/internal/resolver"
+	"relayd/internal/source"
 	"relayd/internal/suppression"
 	"relayd/smtpd"
 	"relayd/spool"
@@ -59,6 +60,7 @@ type App struct {
 	resolver  *resolver.Resolver
 	intake    *intake.Intake
 	campaigns *campaign.Service
+	sources   *source.Service
 	delivery  *delivery.Scheduler
 	certs     *certificate
 	smtp      *smtpd.Server
@@ -77,7 +79,7 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, err
 		}
 	}()
 	a.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, step := range []func(context.Context) error{a.openStores, a.buildDoors, a.buildActors, a.buildFace} {
+	for _, step := range []func(context.Context) error{a.openStores, a.buildDoors, a.buildSources, a.buildActors, a.buildFace} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -225,6 +227,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	start("delivery", a.delivery.Run)
 	start("campaigns", a.campaigns.Run)
+	start("sources", a.sources.Run)
 	start("retention", a.keepRetention)
 	start("admin", a.admin.Run)
 	start("certificate", a.watchCertificate)

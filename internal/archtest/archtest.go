@@ -12,7 +12,7 @@ var Floors = [][]string{
 		"internal/checklist",
 	},
 	{"spool", "dkim", "internal/mailauth", "internal/suppression", "internal/tlspolicy", "internal/contact"},
-	{"internal/intake", "internal/bounce"},
+	{"internal/intake", "internal/bounce", "internal/source"},
 	{"smtpd", "delivery", "campaign"},
 	{"admin"},
 	{"internal/config"},
@@ -41,12 +41,15 @@ var TopLevel = []string{
 // OnlyUsers names the packages that alone may import a library, in code that is not a test: what is behind one door
 // can be changed behind one door.
 var OnlyUsers = map[string][]string{
-	"go.etcd.io/bbolt":             {"internal/kv"},
-	"github.com/miekg/dns":         {"internal/resolver", "internal/resolver/resolvertest"},
-	"github.com/spf13/cobra":       {"cmd/relayd", "cmd/relayctl"},
-	"github.com/emersion/go-smtp":  {"cmd/relayctl", "internal/demo", "internal/testutil"},
-	"net/textproto":                {"admin"}, // part headers of multipart forms; never to read mail with
-	"math/rand":                    {},
-	"blitiri.com.ar/go/spf":        {"internal/mailauth"},
-	"github.com/pelletier/go-toml": {"internal/config", "cmd/relayctl"},
+	"go.etcd.io/bbolt":               {"internal/kv"},
+	"github.com/miekg/dns":           {"internal/resolver", "internal/resolver/resolvertest"},
+	"github.com/spf13/cobra":         {"cmd/relayd", "cmd/relayctl"},
+	"github.com/emersion/go-smtp":    {"cmd/relayctl", "internal/demo", "internal/testutil"},
+	"net/textproto":                  {"admin"}, // part headers of multipart forms; never to read mail with
+	"math/rand":                      {},
+	"blitiri.com.ar/go/spf":          {"internal/mailauth"},
+	"github.com/pelletier/go-toml":   {"internal/config", "cmd/relayctl"},
+	"github.com/jackc/pgx":           {"internal/source"},
+	"github.com/go-sql-driver/mysql": {"internal/source"},
+	"database/sql":                   {"internal/source", "internal/testutil"},
 }

@@ -19,6 +19,7 @@ import (
 	"relayd/internal/account"
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
+	"relayd/internal/source"
 	"relayd/smtpd"
 	"relayd/spool"
 )
@@ -44,6 +45,8 @@ type Config struct {
 	Admin admin.Config `toml:"admin"`
 	// Campaign bounds campaigns.
 	Campaign campaign.Config `toml:"campaign"`
+	// Source bounds the syncs of lists from databases.
+	Source source.Config `toml:"source"`
 	// DNS says whom to ask.
 	DNS resolver.Config `toml:"dns"`
 	// Delivery is the way out. SIGHUP puts into force what its own fields say.
@@ -97,6 +100,7 @@ func Default() *Config {
 		Spool:    spool.DefaultConfig(),
 		Admin:    admin.DefaultConfig(),
 		Campaign: campaign.DefaultConfig(),
+		Source:   source.DefaultConfig(),
 		DNS:      resolver.DefaultConfig(),
 		Delivery: delivery.DefaultConfig(),
 	}
@@ -259,6 +263,7 @@ func (c *Config) check() []Problem {
 	out = append(out, split("quota", c.Quota.Validate())...)
 	out = append(out, split("admin", c.Admin.Validate())...)
 	out = append(out, split("campaign", c.Campaign.Validate())...)
+	out = append(out, split("source", c.Source.Validate())...)
 	out = append(out, split("dns", c.DNS.Validate())...)
 	out = append(out, split("delivery", c.Delivery.Validate())...)
 	return out
