@@ -1,3 +1,679 @@
 package contact
 
-type activeImports struct{}
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"relayd/internal/api"
+	"relayd/internal/event"
+	"relayd/internal/kv"
+	"relayd/internal/mail"
+)
+
+// Tables of imports.
+const (
+	tableImport        kv.Table = "contact_import"         // import → JSON
+	tableImportAccount kv.Table = "contact_import_account" // account, inverted import → nothing: newest first
+	tableImportKey     kv.Table = "contact_import_key"     // account, SHA-256 of an Idempotency-Key → import
+	tableChunk         kv.Table = "contact_import_chunk"   // import, number (4) → JSON: how far it is stored
+	tableImportError   kv.Table = "contact_import_error"   // import, chunk (4), number (8) → JSON: a row that was rejected
+)
+
+// The states of an import.
+const (
+	ImportOpen      = "open" // waits for chunks, or for the commit
+	ImportRunning   = "running"
+	ImportCompleted = "completed"
+	ImportFailed    = "failed"
+	ImportCancelled = "cancelled"
+)
+
+// The reasons of failures.
+const (
+	reasonTooManyErrors = "import_too_many_errors"
+	reasonUpload        = "upload_interrupted"
+	reasonCrash         = "relayd_stopped"
+	reasonListGone      = "list_deleted"
+	reasonInput         = "invalid_upload"
+)
+
+// Errors of imports.
+var (
+	ErrInProgress = errors.New("another import into this list is running")
+	ErrDigest     = errors.New("the Content-Digest does not fit what was received")
+	ErrChunk      = errors.New("this chunk was received with other content")
+)
+
+// Limits of imports.
+const (
+	MaxChunks     = 10_000
+	maxKept       = 10_000   // rejected rows of one import
+	maxKeptBytes  = 64 << 20 // of their text
+	importBatch   = 2500     // rows in one transaction
+	mostRunning   = 16       // chunks and uploads at a time
+	importsStored = 90 * 24 * time.Hour
+)
+
+// Import is what is stored of one import: what was asked for, and its state. How far it came stands with its chunks.
+type Import struct {
+	ID       ID               `json:"-"`
+	Account  string           `json:"account"`
+	List     ListID           `json:"list"`
+	ListName string           `json:"list_name"`
+	State    string           `json:"state"`
+	Reason   string           `json:"reason,omitempty"`
+	Detail   string           `json:"detail,omitempty"`
+	Chunked  bool             `json:"chunked,omitempty"`
+	Request  api.CreateImport `json:"request"`
+	Started  time.Time        `json:"started"`
+	Finished time.Time        `json:"finished,omitzero"`
+	Key      []byte           `json:"key,omitempty"` // SHA-256 of its Idempotency-Key
+}
+
+// chunk is how far one chunk, or the whole of a one-shot upload, is stored.
+type chunk struct {
+	Digest   []byte        `json:"digest,omitempty"` // SHA-256 of the bytes; of a one-shot upload none
+	Done     bool          `json:"done,omitempty"`
+	Stats    Stats         `json:"stats"`
+	Rows     int64         `json:"rows"` // taken from the upload, good and bad
+	Bytes    int64         `json:"bytes"`
+	Kept     int64         `json:"kept,omitempty"` // rejected rows that are stored
+	KeptSize int64         `json:"kept_size,omitempty"`
+	Took     time.Duration `json:"took"`
+	Encoding string        `json:"encoding,omitempty"`
+	Header   []string      `json:"header,omitempty"`
+	Delim    byte          `json:"delim,omitempty"`
+}
+
+// rejected is one stored row.
+type rejected struct {
+	api.ImportError
+	Raw string `json:"raw,omitempty"`
+}
+
+// ImportInfo is an import with its progress.
+type ImportInfo struct {
+	Import
+	Stats
+	Rows, Bytes int64
+	Kept        int64
+	Took        time.Duration
+	Chunks      int
+	Encoding    string
+}
+
+func importID(id ID) string { return id.text(importPrefix) }
+
+// Name is the import's ID in the API.
+func (i *Import) Name() string { return importID(i.ID) }
+
+func chunkKey(id ID, n uint32) []byte { return binary.BigEndian.AppendUint32(bytes.Clone(id[:]), n) }
+
+func importErrorKey(id ID, n uint32, row int64) []byte {
+	return binary.BigEndian.AppendUint64(chunkKey(id, n), uint64(row)) //nolint:gosec // not negative
+}
+
+// accountImportKey sorts new imports before old ones.
+func accountImportKey(account string, id ID) []byte {
+	b := accountKey(account)
+	for _, c := range id {
+		b = append(b, ^c)
+	}
+	return b
+}
+
+func putJSON(tx kv.Tx, table kv.Table, key []byte, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", table, err)
+	}
+	if err := tx.Put(table, key, append([]byte{recordVersion}, b...)); err != nil {
+		return fmt.Errorf("write %s: %w", table, err)
+	}
+	return nil
+}
+
+func readJSON(table kv.Table, b []byte, v any) error {
+	if len(b) == 0 || b[0] != recordVersion {
+		return fmt.Errorf("%w: unknown version in %s", errBadRecord, table)
+	}
+	if err := json.Unmarshal(b[1:], v); err != nil {
+		return fmt.Errorf("%w: %s: %w", errBadRecord, table, err)
+	}
+	return nil
+}
+
+func getImport(tx kv.Tx, account, ref string) (*Import, error) {
+	id, err := parseID(ref, importPrefix)
+	if err != nil {
+		return nil, err
+	}
+	v, err := tx.Get(tableImport, id[:])
+	if err != nil {
+		return nil, fmt.Errorf("read import: %w", err)
+	}
+	if v == nil {
+		return nil, ErrNotFound
+	}
+	i := &Import{ID: id}
+	if err := readJSON(tableImport, v, i); err != nil {
+		return nil, err
+	}
+	if account != "" && i.Account != account {
+		return nil, ErrNotFound
+	}
+	return i, nil
+}
+
+func (i *Import) put(tx kv.Tx) error { return putJSON(tx, tableImport, bytes.Clone(i.ID[:]), i) }
+
+func getChunk(tx kv.Tx, id ID, n uint32) (chunk, error) {
+	var c chunk
+	v, err := tx.Get(tableChunk, chunkKey(id, n))
+	if err != nil || v == nil {
+		return c, err
+	}
+	return c, readJSON(tableChunk, v, &c)
+}
+
+// progress adds up the chunks.
+func progress(tx kv.Tx, i *Import) (*ImportInfo, error) {
+	info := &ImportInfo{Import: *i}
+	err := tx.Scan(tableChunk, i.ID[:], kv.PrefixEnd(i.ID[:]), func(_, v []byte) (bool, error) {
+		var c chunk
+		if err := readJSON(tableChunk, v, &c); err != nil {
+			return false, err
+		}
+		info.Add(c.Stats)
+		info.Rows += c.Rows
+		info.Bytes += c.Bytes
+		info.Kept += c.Kept
+		info.Took += c.Took
+		if info.Encoding == "" {
+			info.Encoding = c.Encoding
+		}
+		if c.Done {
+			info.Chunks++
+		}
+		return true, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read chunks of import: %w", err)
+	}
+	return info, nil
+}
+
+// CreateImport checks what is asked for and stores a new import: one that waits for chunks, or, with chunked false, one
+// for Upload. key is SHA-256 of the caller's Idempotency-Key, nil for none: an import of that key that has not failed is
+// returned in place of a new one, with fresh false. also runs in the same transaction, nil for nothing.
+func (s *Store) CreateImport(ctx context.Context, account string, req *api.CreateImport, chunked bool, key []byte, also func(kv.Tx, *Import) error) (info *ImportInfo, fresh bool, err error) {
+	if err := checkImport(req); err != nil {
+		return nil, false, err
+	}
+	i := Import{ID: ID(mail.NewQueueID(s.now())), Account: account, State: ImportOpen, Chunked: chunked, Request: *req, Started: s.now(), Key: key}
+	if !chunked {
+		i.State = ImportRunning
+	}
+	err = s.DB.Update(ctx, func(tx kv.Tx) error {
+		info, fresh = nil, true
+		l, err := s.ListTx(tx, account, req.List)
+		if err != nil {
+			return err
+		}
+		if key != nil {
+			old, err := s.importOfKey(tx, account, key)
+			if err != nil {
+				return err
+			}
+			if old != nil && old.State != ImportFailed && old.State != ImportCancelled {
+				info, err = progress(tx, old)
+				fresh = false
+				return err
+			}
+			if err := tx.Put(tableImportKey, append(accountKey(account), key...), bytes.Clone(i.ID[:])); err != nil {
+				return err
+			}
+		}
+		i.List, i.ListName = l.ID, l.Name
+		if err := i.put(tx); err != nil {
+			return err
+		}
+		info = &ImportInfo{Import: i}
+		if err := tx.Put(tableImportAccount, accountImportKey(account, i.ID), []byte{recordVersion}); err != nil || also == nil {
+			return err
+		}
+		return also(tx, &i)
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("create import: %w", err)
+	}
+	return info, fresh, nil
+}
+
+func (s *Store) importOfKey(tx kv.Tx, account string, key []byte) (*Import, error) {
+	v, err := tx.Get(tableImportKey, append(accountKey(account), key...))
+	if err != nil || len(v) != len(ID{}) {
+		return nil, err
+	}
+	i, err := getImport(tx, account, importID(ID(v)))
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	return i, err
+}
+
+func checkImport(req *api.CreateImport) error {
+	switch req.Format {
+	case "":
+		req.Format = "csv"
+	case "csv", "jsonl":
+	default:
+		return invalid("/format", `format is "csv" or "jsonl"`)
+	}
+	switch req.OnConflict {
+	case "", "upsert", "replace", "skip":
+	default:
+		return invalid("/on_conflict", `on_conflict is "upsert", "replace" or "skip"`)
+	}
+	switch req.Options.DefaultStatus {
+	case "", "subscribed", "unsubscribed", "error":
+	default:
+		return invalid("/options/default_status", `default_status is "subscribed", "unsubscribed" or "error"`)
+	}
+	switch req.Options.Delimiter {
+	case "", "auto", ",", ";", "\t", "tab", `\t`:
+	default:
+		return invalid("/options/delimiter", `delimiter is "auto", ",", ";" or a TAB`)
+	}
+	if req.MaxErrors < 0 {
+		return invalid("/max_errors", "max_errors is a number of rows, 0 for no end")
+	}
+	if req.ExpectedChunks < 0 || req.ExpectedChunks > MaxChunks {
+		return invalid("/expected_chunks", "an import has at most %d chunks", MaxChunks)
+	}
+	if len(req.Options.ColumnMap) > maxColumns {
+		return invalid("/options/column_map", "more than %d columns", maxColumns)
+	}
+	columns := columnsOf(req.Options.ColumnMap)
+	for _, h := range sortedKeys(columns) {
+		if _, err := mapped(h, columns); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func columnsOf(m map[string]api.ImportColumn) map[string]Column {
+	columns := make(map[string]Column, len(m))
+	for h, c := range m {
+		columns[h] = Column(c)
+	}
+	return columns
+}
+
+// applyOptions is what the import asks of ApplyTx.
+func (i *Import) applyOptions() ApplyOptions {
+	o := ApplyOptions{
+		Source: "import:" + i.Name(), AllowResubscribe: i.Request.Options.AllowResubscribe,
+		ReplaceAttributes: i.Request.OnConflict == "replace", SkipExisting: i.Request.OnConflict == "skip",
+	}
+	switch i.Request.Options.DefaultStatus {
+	case "unsubscribed":
+		o.Default = Unsubscribed
+	case "error":
+		o.Default = Invalid
+	}
+	return o
+}
+
+// Import returns one with its progress; account "" is any.
+func (s *Store) Import(ctx context.Context, account, ref string) (info *ImportInfo, err error) {
+	err = s.DB.View(ctx, func(tx kv.Tx) error {
+		i, err := getImport(tx, account, ref)
+		if err != nil {
+			return err
+		}
+		info, err = progress(tx, i)
+		return err
+	})
+	return info, err
+}
+
+// Imports returns up to limit imports of an account, newest first, and the cursor of the next page.
+func (s *Store) Imports(ctx context.Context, account, cursor string, limit int) (page []*ImportInfo, next string, err error) {
+	prefix := accountKey(account)
+	from := prefix
+	if cursor != "" {
+		id, err := parseID(cursor, importPrefix)
+		if err != nil {
+			return nil, "", ErrBadCursor
+		}
+		from = append(accountImportKey(account, id), 0)
+	}
+	err = s.DB.View(ctx, func(tx kv.Tx) error {
+		page, next = nil, ""
+		var ids []ID
+		err := tx.Scan(tableImportAccount, from, kv.PrefixEnd(prefix), func(k, _ []byte) (bool, error) {
+			if len(ids) == limit {
+				next = importID(ids[limit-1])
+				return false, nil
+			}
+			var id ID
+			for n, c := range k[len(prefix):] {
+				id[n] = ^c
+			}
+			ids = append(ids, id)
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			i, err := getImport(tx, account, importID(id))
+			if err != nil {
+				return err
+			}
+			info, err := progress(tx, i)
+			if err != nil {
+				return err
+			}
+			page = append(page, info)
+		}
+		return nil
+	})
+	return page, next, err
+}
+
+// RejectedRow is one row that an import did not take.
+type RejectedRow struct {
+	Chunk int
+	api.ImportError
+	Raw string // the row as it stood in the upload
+}
+
+// ImportErrors returns up to limit rejected rows in their order, and the cursor of the next page. header is that of a
+// CSV's first chunk, with its delimiter.
+func (s *Store) ImportErrors(ctx context.Context, account, ref, cursor string, limit int) (page []RejectedRow, next string, header []string, delim byte, err error) {
+	err = s.DB.View(ctx, func(tx kv.Tx) error {
+		page, next = nil, ""
+		i, err := getImport(tx, account, ref)
+		if err != nil {
+			return err
+		}
+		if err := tx.Scan(tableChunk, i.ID[:], kv.PrefixEnd(i.ID[:]), func(_, v []byte) (bool, error) {
+			var c chunk
+			err := readJSON(tableChunk, v, &c)
+			header, delim = c.Header, c.Delim
+			return c.Header == nil, err
+		}); err != nil {
+			return err
+		}
+		from := i.ID[:]
+		if cursor != "" {
+			if len(cursor) != 12 {
+				return ErrBadCursor
+			}
+			from = append(append(bytes.Clone(i.ID[:]), cursor...), 0)
+		}
+		last := ""
+		return tx.Scan(tableImportError, from, kv.PrefixEnd(i.ID[:]), func(k, v []byte) (bool, error) {
+			if len(page) == limit {
+				next = last
+				return false, nil
+			}
+			var r rejected
+			if err := readJSON(tableImportError, v, &r); err != nil {
+				return false, err
+			}
+			rest := k[len(i.ID):]
+			page, last = append(page, RejectedRow{int(binary.BigEndian.Uint32(rest)), r.ImportError, r.Raw}), string(rest)
+			return true, nil
+		})
+	})
+	return page, next, header, delim, err
+}
+
+// CommitImport ends an import in chunks: all of chunks 1 to n must be stored. It may be repeated.
+func (s *Store) CommitImport(ctx context.Context, account, ref string, n int) (info *ImportInfo, err error) {
+	err = s.DB.Update(ctx, func(tx kv.Tx) error {
+		i, err := getImport(tx, account, ref)
+		if err != nil {
+			return err
+		}
+		if info, err = progress(tx, i); err != nil {
+			return err
+		}
+		if i.State == ImportCompleted && info.Chunks == n {
+			return nil
+		}
+		if i.State != ImportOpen {
+			return fmt.Errorf("%w: the import is %s", ErrState, i.State)
+		}
+		if want := i.Request.ExpectedChunks; want > 0 && n != want {
+			return invalid("/chunks", "%d chunks were announced", want)
+		}
+		if missing := missingChunks(tx, i.ID, n); missing != "" {
+			return fmt.Errorf("%w: of %d chunks these are missing: %s", ErrState, n, missing)
+		}
+		if info.Chunks != n {
+			return invalid("/chunks", "%d chunks were received", info.Chunks)
+		}
+		i.State, i.Finished = ImportCompleted, s.now()
+		info.State, info.Finished = i.State, i.Finished
+		if err := i.put(tx); err != nil {
+			return err
+		}
+		return s.tell(tx, info)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("commit import: %w", err)
+	}
+	return info, nil
+}
+
+// missingChunks names up to ten.
+func missingChunks(tx kv.Tx, id ID, n int) string {
+	var missing []string
+	for k := 1; k <= n && len(missing) < 10; k++ {
+		if c, err := getChunk(tx, id, uint32(k)); err != nil || !c.Done { //nolint:gosec // at most MaxChunks
+			missing = append(missing, fmt.Sprint(k))
+		}
+	}
+	return strings.Join(missing, ", ")
+}
+
+// tell appends the event of an import that has ended.
+func (s *Store) tell(tx kv.Tx, info *ImportInfo) error {
+	if s.Events == nil {
+		return nil
+	}
+	return s.Events.Append(tx, event.Event{
+		Type: "import." + info.State, At: s.now(), Account: info.Account, Reason: info.Reason,
+		Data: map[string]any{
+			"import": info.Name(), "list": info.ListName, "rows_read": info.Rows, "created": info.Created, "updated": info.Updated,
+			"rejected": info.Rejected, "dry_run": info.Request.DryRun,
+		},
+	})
+}
+
+// DeleteImport cancels an import that has not ended: rows that it has stored stay. One that has ended is forgotten, with
+// its rejected rows; removed tells that.
+func (s *Store) DeleteImport(ctx context.Context, account, ref string) (info *ImportInfo, removed bool, err error) {
+	err = s.DB.Update(ctx, func(tx kv.Tx) error {
+		i, err := getImport(tx, account, ref)
+		if err != nil {
+			return err
+		}
+		if info, err = progress(tx, i); err != nil {
+			return err
+		}
+		if removed = i.State != ImportOpen && i.State != ImportRunning; removed {
+			return forget(tx, i)
+		}
+		i.State, i.Finished = ImportCancelled, s.now()
+		info.State, info.Finished = i.State, i.Finished
+		if err := i.put(tx); err != nil {
+			return err
+		}
+		return s.tell(tx, info)
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("delete import: %w", err)
+	}
+	return info, removed, nil
+}
+
+// forget removes all of an import: at most MaxChunks and maxKept rows.
+func forget(tx kv.Tx, i *Import) error {
+	for _, table := range []kv.Table{tableChunk, tableImportError} {
+		var keys [][]byte
+		err := tx.Scan(table, i.ID[:], kv.PrefixEnd(i.ID[:]), func(k, _ []byte) (bool, error) {
+			keys = append(keys, bytes.Clone(k))
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if err := tx.Delete(table, k); err != nil {
+				return err
+			}
+		}
+	}
+	if i.Key != nil {
+		key := append(accountKey(i.Account), i.Key...)
+		if v, err := tx.Get(tableImportKey, key); err != nil {
+			return err
+		} else if bytes.Equal(v, i.ID[:]) {
+			if err := tx.Delete(tableImportKey, key); err != nil {
+				return err
+			}
+		}
+	}
+	if err := tx.Delete(tableImportAccount, accountImportKey(i.Account, i.ID)); err != nil {
+		return err
+	}
+	return tx.Delete(tableImport, bytes.Clone(i.ID[:]))
+}
+
+// activeImports are the uploads that run in this process.
+type activeImports struct {
+	mu    sync.Mutex
+	lists map[ListID]ID   // of one-shot uploads
+	parts map[string]bool // chunks
+	n     int
+}
+
+// begin takes a place for an upload; n is 0 for a one-shot one.
+func (a *activeImports) begin(list ListID, id ID, n uint32) (end func(), err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lists == nil {
+		a.lists, a.parts = map[ListID]ID{}, map[string]bool{}
+	}
+	part := string(chunkKey(id, n))
+	if _, busy := a.lists[list]; busy && n == 0 || a.parts[part] {
+		return nil, ErrInProgress
+	}
+	if a.n >= mostRunning {
+		return nil, fmt.Errorf("%w: %d imports run already", ErrInProgress, a.n)
+	}
+	a.n++
+	a.parts[part] = true
+	if n == 0 {
+		a.lists[list] = id
+	}
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.n--
+		delete(a.parts, part)
+		if n == 0 {
+			delete(a.lists, list)
+		}
+	}, nil
+}
+
+// recoverImports ends the one-shot uploads that a crash cut off: their connection is gone.
+func (s *Store) recoverImports(ctx context.Context) error {
+	return s.DB.Update(ctx, func(tx kv.Tx) error {
+		var cut []*Import
+		err := tx.Scan(tableImport, nil, nil, func(k, v []byte) (bool, error) {
+			i := &Import{ID: ID(k)}
+			if err := readJSON(tableImport, v, i); err != nil {
+				return false, err
+			}
+			if i.State == ImportRunning && !i.Chunked {
+				cut = append(cut, i)
+			}
+			return true, nil
+		})
+		if err != nil {
+			return fmt.Errorf("read imports: %w", err)
+		}
+		for _, i := range cut {
+			i.State, i.Reason, i.Finished = ImportFailed, reasonCrash, s.now()
+			info, err := progress(tx, i)
+			if err == nil {
+				err = i.put(tx)
+			}
+			if err == nil {
+				err = s.tell(tx, info)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Purge forgets imports that ended long ago, at most most of them, and finishes the deletion of lists that a crash cut
+// off. It returns how many imports went.
+func (s *Store) Purge(ctx context.Context, most int) (n int, err error) {
+	if err := s.finishDeletions(ctx); err != nil {
+		return 0, err
+	}
+	edge := s.now().Add(-importsStored)
+	err = s.DB.Update(ctx, func(tx kv.Tx) error {
+		n = 0
+		var old []*Import
+		end := mail.NewQueueID(edge) // IDs sort by time
+		err := tx.Scan(tableImport, nil, end[:], func(k, v []byte) (bool, error) {
+			i := &Import{ID: ID(k)}
+			if err := readJSON(tableImport, v, i); err != nil {
+				return false, err
+			}
+			old = append(old, i)
+			return len(old) < min(most, 20), nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, i := range old {
+			if err := forget(tx, i); err != nil {
+				return err
+			}
+			n++
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("purge imports: %w", err)
+	}
+	return n, nil
+}
+
+// IdempotencyDigest is what CreateImport keeps of an Idempotency-Key.
+func IdempotencyDigest(caller, key string) []byte {
+	sum := sha256.Sum256([]byte(caller + "\n" + key))
+	return sum[:]
+}

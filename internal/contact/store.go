@@ -23,7 +23,7 @@ type Suppressions interface {
 
 // Events is the durable log: event.Log.
 type Events interface {
-	Append(tx kv.Tx, events ...event.Event) error
+	Append(tx kv.Tx, e event.Event) error
 }
 
 // Deps are what a Store works with. DB is needed.
@@ -75,7 +75,7 @@ func New(ctx context.Context, deps Deps) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open contacts: %w", err)
 	}
-	return s, nil
+	return s, s.recoverImports(ctx)
 }
 
 // now is the clock to the millisecond, which is what records keep.
