@@ -98,6 +98,13 @@ func (o *once) recordTx(tx kv.Tx, status int, answer any) error {
 	return o.putTx(tx, status, b)
 }
 
+// done tells that recordTx was part of the work, which is durable.
+func (o *once) done() {
+	if o != nil {
+		o.recorded = true
+	}
+}
+
 func (o *once) putTx(tx kv.Tx, status int, body []byte) error {
 	expires := o.s.now().Add(o.life)
 	b, err := json.Marshal(idempotencyRow{o.print[:], status, body, expires})

@@ -14,6 +14,7 @@ import (
 	"relayd/dkim"
 	"relayd/internal/account"
 	"relayd/internal/api"
+	"relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
@@ -49,6 +50,16 @@ var errorTable = []struct {
 	{source.ErrForbidden, http.StatusForbidden, api.CodeForbiddenScope, true},
 	{source.ErrBusy, http.StatusTooManyRequests, api.CodeRateLimited, true},
 	{source.ErrBadCursor, http.StatusBadRequest, api.CodeCursorMismatch, false},
+	{contact.ErrNotFound, http.StatusNotFound, api.CodeNotFound, false},
+	{contact.ErrExists, http.StatusConflict, api.CodeConflict, true},
+	{contact.ErrTooMany, http.StatusConflict, api.CodeConflict, true},
+	{contact.ErrState, http.StatusConflict, api.CodeConflict, true},
+	{contact.ErrChunk, http.StatusConflict, api.CodeConflict, true},
+	{contact.ErrInProgress, http.StatusConflict, api.CodeImportInProgress, true},
+	{contact.ErrDigest, http.StatusBadRequest, api.CodeDigestMismatch, true},
+	{contact.ErrAttributes, http.StatusUnprocessableEntity, api.CodeInvalidParameter, true},
+	{contact.ErrContentType, http.StatusUnsupportedMediaType, api.CodeUnsupportedMediaType, true},
+	{contact.ErrBadCursor, http.StatusBadRequest, api.CodeCursorMismatch, false},
 	{dkim.ErrNoKey, http.StatusNotFound, api.CodeNotFound, false},
 	{mail.ErrBadID, http.StatusNotFound, api.CodeNotFound, false},
 	{account.ErrExists, http.StatusConflict, api.CodeConflict, true},
@@ -89,6 +100,9 @@ func problemOf(err error) *api.Problem {
 	}
 	if e, ok := errors.AsType[*source.Invalid](err); ok {
 		return &api.Problem{Status: http.StatusUnprocessableEntity, Code: api.CodeInvalidParameter, Errors: e.Errors}
+	}
+	if e, ok := errors.AsType[*contact.InvalidError](err); ok {
+		return &api.Problem{Status: http.StatusUnprocessableEntity, Code: e.Code, Detail: sentence(e.Detail), Errors: e.Errors}
 	}
 	if e, ok := errors.AsType[*campaign.StateError](err); ok {
 		return &api.Problem{Status: http.StatusConflict, Code: api.CodeCampaignStateConflict, Detail: e.Error()}

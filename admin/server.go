@@ -23,6 +23,7 @@ import (
 	"relayd/dkim"
 	"relayd/internal/account"
 	"relayd/internal/api"
+	"relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
@@ -86,6 +87,7 @@ type Deps struct {
 	Notices     spool.Notices // to senders whose mail is failed; nil: none
 	Keys        *dkim.Keyring
 	Suppression *suppression.List
+	Contacts    *contact.Store
 	Intake      Accepter
 	Campaigns   Campaigns
 	Templates   Templates

@@ -25,6 +25,7 @@ import (
 	"relayd/dkim"
 	"relayd/internal/account"
 	"relayd/internal/api"
+	"relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
@@ -45,6 +46,7 @@ type harness struct {
 	events   *event.Log
 	spool    *spool.Store
 	list     *suppression.List
+	contacts *contact.Store
 	keys     *dkim.Keyring
 	dns      *resolvertest.Fake
 	campaign *campaign.Service
@@ -89,6 +91,8 @@ func newHarness(t testing.TB) *harness {
 	h.spool, err = spool.Open(t.Context(), h.db, h.events, spool.DefaultConfig())
 	require.NoError(t, err)
 	h.list = suppression.New(h.db, nil)
+	h.contacts, err = contact.New(t.Context(), contact.Deps{DB: h.db, Events: h.events, TempDir: t.TempDir()})
+	require.NoError(t, err)
 	h.keys, err = dkim.Open(filepath.Join(dir, "dkim"))
 	require.NoError(t, err)
 	h.dns = &resolvertest.Fake{
@@ -107,7 +111,7 @@ func newHarness(t testing.TB) *harness {
 	cfg.Address, cfg.Socket, cfg.ShutdownGrace = "127.0.0.1:0", filepath.Join(dir, "admin.sock"), time.Second
 	h.Server, err = New(cfg, Deps{
 		DB: h.db, Accounts: h.accounts, Events: h.events, Queue: h.spool, Keys: h.keys, Suppression: h.list, Intake: door,
-		Campaigns: campaigns, Sources: sources, Templates: campaigns, Assets: campaigns, Unsubscribe: failingUnsubscriber{campaigns, h}, Resolver: h.dns, Hostname: "relay.example",
+		Contacts: h.contacts, Campaigns: campaigns, Sources: sources, Templates: campaigns, Assets: campaigns, Unsubscribe: failingUnsubscriber{campaigns, h}, Resolver: h.dns, Hostname: "relay.example",
 		Checks:  map[string]func(context.Context) error{"test": func(context.Context) error { return h.failure() }},
 		Version: api.Version{Version: "test"}, Log: log, Metrics: metrics, Gatherer: metrics,
 		Now: func() time.Time { return time.Now().Add(time.Duration(h.offset.Load())) },

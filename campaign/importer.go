@@ -1,19 +1,13 @@
 package campaign
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"mime"
-	"strings"
-	"unicode/utf8"
 
 	"relayd/internal/api"
+	contacts "relayd/internal/contact"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
 )
@@ -22,26 +16,8 @@ const (
 	importBatch      = 1000 // rows in one transaction
 	defaultMaxErrors = 1000
 	mostMaxErrors    = 10_000
-	maxErrorValue    = 200
+	maxErrorValue    = 200 // bytes
 )
-
-// contactReader yields the rows of an upload: io.EOF at the end, a *rowError for a row that is wrong, any other error
-// when it cannot go on.
-type contactReader interface {
-	next() (contactRow, error)
-	place() (line, offset int64) // of the row that next returned
-	read() int64                 // bytes so far
-}
-
-// contactRow is one row before it is checked.
-type contactRow struct {
-	email       string
-	emailColumn string
-	status      subscription
-	statusText  string
-	statusName  string
-	attributes  []attribute
-}
 
 // importer streams an upload into a draft.
 type importer struct {
@@ -50,7 +26,7 @@ type importer struct {
 	account string
 	c       *composition
 	opts    api.ImportOptions
-	absent  subscription // what rows without a status are
+	absent  contacts.Status // what rows without a status are
 	report  api.ImportReport
 	batch   []recipient
 	rows    int64 // read, in this batch
@@ -76,7 +52,7 @@ func (s *Service) AddRecipients(ctx context.Context, account, id, contentType st
 			return im.report, err
 		}
 	}
-	im.report.BytesRead = rows.read()
+	im.report.BytesRead = rows.Read()
 	t, err := s.total(ctx, im.id)
 	im.report.Total = t.total
 	s.log.Info("recipients.imported", "campaign", id, "account", im.account, "count", im.report.Created, "size", im.report.BytesRead)
@@ -87,11 +63,11 @@ func (s *Service) AddRecipients(ctx context.Context, account, id, contentType st
 func (im *importer) open(ctx context.Context, account, id string) error {
 	switch im.opts.DefaultStatus {
 	case "", "subscribed":
-		im.absent = subscribed
+		im.absent = contacts.Subscribed
 	case "unsubscribed":
-		im.absent = unsubscribed
+		im.absent = contacts.Unsubscribed
 	case "error":
-		im.absent = statusInvalid
+		im.absent = contacts.Invalid
 	default:
 		return invalidOption("default_status", `not "subscribed", "unsubscribed" or "error"`)
 	}
@@ -119,34 +95,39 @@ func invalidOption(name, detail string) error {
 	return &Invalid{Code: api.CodeInvalidParameter, Errors: []api.FieldError{{Pointer: name, Code: api.CodeInvalidParameter, Detail: detail}}}
 }
 
-func (im *importer) reader(contentType string, r io.Reader) (contactReader, error) {
-	kind, params, err := mime.ParseMediaType(contentType)
-	if err != nil {
-		return nil, ErrContentType
+func (im *importer) reader(contentType string, r io.Reader) (*contacts.Reader, error) {
+	columns := make(map[string]contacts.Column, len(im.opts.ColumnMap))
+	for header, field := range im.opts.ColumnMap {
+		columns[header] = contacts.Column{Field: field}
 	}
-	if c := strings.ToLower(params["charset"]); c != "" && c != "utf-8" && c != "us-ascii" && c != "utf8" {
-		return nil, &Invalid{Code: "invalid_encoding", Detail: fmt.Sprintf("charset %q: UTF-8 is needed", clip(c, 40))}
+	rows, err := contacts.NewReader(contentType, r, contacts.ReadOptions{
+		ColumnMap: columns, Delimiter: im.opts.Delimiter, Plain: true, NoUTF8: true,
+	})
+	return rows, uploadError(err)
+}
+
+// uploadError puts our own errors in the place of the reader's.
+func uploadError(err error) error {
+	if e, ok := errors.AsType[*contacts.InvalidError](err); ok {
+		return &Invalid{Code: e.Code, Detail: e.Detail, Errors: e.Errors}
 	}
-	switch kind {
-	case "text/csv", "application/csv", "text/tab-separated-values":
-		return im.csv(r)
-	case "application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson", "application/jsonlines":
-		return &jsonRows{r: bufio.NewReaderSize(r, 64<<10), columns: im.opts.ColumnMap}, nil
+	if errors.Is(err, contacts.ErrContentType) {
+		return ErrContentType
 	}
-	return nil, ErrContentType
+	return err
 }
 
 // fill reads one batch; done tells that the upload has ended.
-func (im *importer) fill(rows contactReader) (done bool, err error) {
+func (im *importer) fill(rows *contacts.Reader) (done bool, err error) {
 	im.batch, im.rows = im.batch[:0], 0
 	for im.rows < importBatch {
-		row, err := rows.next()
+		row, err := rows.Next()
 		if errors.Is(err, io.EOF) {
 			return true, nil
 		}
-		bad, isRow := errors.AsType[*rowError](err)
+		bad, isRow := errors.AsType[*contacts.RowError](err)
 		if err != nil && !isRow {
-			return false, err
+			return false, uploadError(err)
 		}
 		im.rows++
 		var r recipient
@@ -163,28 +144,27 @@ func (im *importer) fill(rows contactReader) (done bool, err error) {
 }
 
 // check turns a row into a recipient.
-func (im *importer) check(row *contactRow) (recipient, *rowError) {
+func (im *importer) check(row *contacts.Row) (recipient, *contacts.RowError) {
 	var r recipient
-	status := row.status
-	if status == statusAbsent {
+	status := row.Status
+	if status == contacts.Absent {
 		status = im.absent
 	}
-	if status == statusInvalid {
-		return r, &rowError{column: row.statusName, value: row.statusText, code: "invalid_subscription_status", detail: "not a subscription status"}
+	if status == contacts.Invalid {
+		return r, &contacts.RowError{Code: "invalid_subscription_status", Detail: "not a subscription status"}
 	}
-	to, err := parseAddress(row.email)
-	if err != nil {
-		detail := strings.TrimPrefix(err.Error(), mail.ErrBadPath.Error()+": ")
-		return r, &rowError{column: row.emailColumn, value: row.email, code: "invalid_email", detail: detail}
-	}
-	r = recipient{to: to, unsubscribed: status == unsubscribed}
+	r = recipient{to: row.To, unsubscribed: status == contacts.Unsubscribed}
 	if r.unsubscribed {
 		return r, nil
 	}
-	if err := checkAttributes(row.attributes); err != nil {
-		return r, &rowError{code: "invalid_attribute", detail: err.Error()}
+	for _, a := range row.Attributes {
+		if a.Kind != contacts.Missing {
+			r.attributes = append(r.attributes, attribute{a.Name, kind(a.Kind), a.Text})
+		}
 	}
-	r.attributes = append([]attribute(nil), row.attributes...)
+	if err := checkAttributes(r.attributes); err != nil {
+		return r, &contacts.RowError{Code: "invalid_attribute", Detail: err.Error()}
+	}
 	if bad := im.checkSubject(&r); bad != nil {
 		return r, bad
 	}
@@ -192,13 +172,13 @@ func (im *importer) check(row *contactRow) (recipient, *rowError) {
 }
 
 // checkSubject refuses contacts whose data would break the subject's line.
-func (im *importer) checkSubject(r *recipient) *rowError {
+func (im *importer) checkSubject(r *recipient) *contacts.RowError {
 	for _, u := range im.c.subject.uses {
 		for _, a := range r.attributes {
 			if a.name == u.root && checkHeaderText(a.s) != nil {
-				return &rowError{
-					column: a.name, value: a.s, code: "header_line_break",
-					detail: "the subject shows this value, and it holds a line break or control character",
+				return &contacts.RowError{
+					Column: a.name, Value: a.s, Code: "header_line_break",
+					Detail: "the subject shows this value, and it holds a line break or control character",
 				}
 			}
 		}
@@ -206,7 +186,7 @@ func (im *importer) checkSubject(r *recipient) *rowError {
 	return nil
 }
 
-func (im *importer) reject(rows contactReader, bad *rowError) {
+func (im *importer) reject(rows *contacts.Reader, bad *contacts.RowError) {
 	im.report.Rejected++
 	im.report.RowsRead++
 	im.s.metrics.imported.WithLabelValues("rejected").Inc()
@@ -214,10 +194,10 @@ func (im *importer) reject(rows contactReader, bad *rowError) {
 		im.report.ErrorsTruncated = true
 		return
 	}
-	line, offset := rows.place()
+	line, offset := rows.Place()
 	im.report.Errors = append(im.report.Errors, api.ImportError{
-		Line: line, ByteOffset: offset, Column: mail.CleanText(bad.column, maxErrorValue), Value: mail.CleanText(bad.value, maxErrorValue),
-		Code: bad.code, Detail: bad.detail,
+		Line: line, ByteOffset: offset, Column: mail.CleanText(bad.Column, maxErrorValue), Value: mail.CleanText(bad.Value, maxErrorValue),
+		Code: bad.Code, Detail: bad.Detail,
 	})
 }
 
@@ -251,215 +231,4 @@ func (im *importer) store(ctx context.Context) error {
 	im.s.metrics.imported.WithLabelValues("duplicate").Add(float64(sum.duplicates))
 	im.s.metrics.imported.WithLabelValues("skipped").Add(float64(sum.skipped))
 	return nil
-}
-
-// csvRows reads contacts from CSV.
-type csvRows struct {
-	*csvReader
-	header  []string
-	kinds   []field
-	names   []string // of attributes
-	scratch []attribute
-	email   int
-}
-
-// csv reads the header row.
-func (im *importer) csv(r io.Reader) (contactReader, error) {
-	delim := byte(0)
-	switch im.opts.Delimiter {
-	case "", "auto":
-	case ",", ";", "\t":
-		delim = im.opts.Delimiter[0]
-	case "tab", `\t`:
-		delim = '\t'
-	default:
-		return nil, invalidOption("delimiter", `not "auto", ",", ";" or a TAB`)
-	}
-	rows := &csvRows{csvReader: newCSVReader(r, delim), email: -1}
-	if err := rows.start(); err != nil {
-		return nil, err
-	}
-	header, err := rows.csvReader.next()
-	if bad, ok := errors.AsType[*rowError](err); ok {
-		return nil, &Invalid{Code: bad.code, Detail: "header row, column " + bad.column + ": " + bad.detail}
-	}
-	if errors.Is(err, io.EOF) {
-		return nil, &Invalid{Code: "csv_header_missing", Detail: "the upload is empty: a header row is needed"}
-	}
-	if err != nil {
-		return nil, err
-	}
-	seen := map[string]bool{}
-	for i, h := range header {
-		h = strings.TrimSpace(h)
-		f, name := mappedColumn(h, im.opts.ColumnMap)
-		if f == fieldEmail && rows.email < 0 {
-			rows.email = i
-		} else if f == fieldEmail || f == fieldAttribute && (seen[name] || name == "") {
-			if h != "" && name != "" || f == fieldEmail {
-				return nil, &Invalid{Code: "csv_header_duplicate", Detail: fmt.Sprintf("header row: column %d, %q, is there twice", i+1, clip(h, 60))}
-			}
-			f = fieldDrop // a column without a name
-		}
-		seen[name] = seen[name] || f == fieldAttribute
-		rows.header, rows.kinds, rows.names = append(rows.header, h), append(rows.kinds, f), append(rows.names, name)
-	}
-	if rows.email < 0 {
-		return nil, &Invalid{Code: "csv_header_missing", Detail: fmt.Sprintf(
-			"header row: no column for the e-mail address among %s: name one email, or use column_map", clip(strings.Join(rows.header, ", "), 200))}
-	}
-	return rows, nil
-}
-
-func (c *csvRows) place() (line, offset int64) { return c.rowLine, c.rowOffset }
-
-func (c *csvRows) read() int64 { return c.offset }
-
-func (c *csvRows) next() (contactRow, error) {
-	fields, err := c.csvReader.next()
-	if err != nil {
-		if bad, ok := errors.AsType[*rowError](err); ok {
-			c.named(bad)
-		}
-		return contactRow{}, err
-	}
-	if len(fields) > len(c.kinds) {
-		return contactRow{}, &rowError{code: "csv_field_count", detail: fmt.Sprintf("expected %d fields, got %d", len(c.kinds), len(fields))}
-	}
-	if len(fields) < len(c.kinds) {
-		return contactRow{}, &rowError{code: "csv_field_count", detail: fmt.Sprintf("expected %d fields, got %d", len(c.kinds), len(fields))}
-	}
-	row := contactRow{attributes: c.scratch[:0], emailColumn: c.header[c.email]}
-	for i, v := range fields {
-		switch c.kinds[i] {
-		case fieldEmail:
-			row.email = v
-		case fieldStatus:
-			if s := parseStatus(v); s != statusAbsent || row.status == statusAbsent {
-				row.status, row.statusText, row.statusName = s, v, c.header[i]
-			}
-		case fieldAttribute:
-			row.attributes = append(row.attributes, attribute{c.names[i], kindString, v})
-		}
-	}
-	c.scratch = row.attributes
-	return row, nil
-}
-
-// named puts the column's name in the place of its number.
-func (c *csvRows) named(bad *rowError) {
-	for i := range c.header {
-		if bad.column == fmt.Sprint(i+1) {
-			bad.column = c.header[i]
-			return
-		}
-	}
-}
-
-// jsonRows reads contacts from one JSON object per line.
-type jsonRows struct {
-	r          *bufio.Reader
-	columns    map[string]string
-	line       int64 // of the row last returned
-	lines      int64 // read so far
-	start, end int64
-	buf        []byte
-}
-
-func (j *jsonRows) place() (line, offset int64) { return j.line, j.start }
-
-func (j *jsonRows) read() int64 { return j.end }
-
-func (j *jsonRows) next() (contactRow, error) {
-	for {
-		tooLong, err := j.readLine()
-		if err != nil {
-			return contactRow{}, err
-		}
-		b := bytes.TrimSpace(bytes.TrimPrefix(j.buf, []byte("\xef\xbb\xbf")))
-		switch {
-		case tooLong:
-			return contactRow{}, &rowError{code: "row_too_long", detail: fmt.Sprintf("a row of more than %d bytes", maxRow)}
-		case len(b) == 0:
-			continue
-		case !utf8.Valid(b):
-			return contactRow{}, &rowError{code: "invalid_utf8", value: string(bytes.ToValidUTF8(b, []byte("?"))), detail: "bytes that are not UTF-8"}
-		}
-		return j.parse(b)
-	}
-}
-
-// readLine reads one line into buf, of a long one only the beginning.
-func (j *jsonRows) readLine() (tooLong bool, err error) {
-	j.buf, j.start = j.buf[:0], j.end
-	j.lines++
-	j.line = j.lines
-	for {
-		part, err := j.r.ReadSlice('\n')
-		j.end += int64(len(part))
-		if len(j.buf)+len(part) <= maxRow+2 {
-			j.buf = append(j.buf, part...)
-		} else {
-			tooLong = true
-		}
-		switch {
-		case err == nil:
-			return tooLong, nil
-		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF) && j.end > j.start:
-			return tooLong, nil
-		case errors.Is(err, io.EOF):
-			return false, io.EOF
-		default:
-			return false, fmt.Errorf("read upload: %w", err)
-		}
-	}
-}
-
-func (j *jsonRows) parse(b []byte) (contactRow, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	var m map[string]any
-	if err := d.Decode(&m); err != nil || m == nil {
-		detail := "not a JSON object"
-		if err != nil {
-			detail = err.Error()
-		}
-		return contactRow{}, &rowError{code: api.CodeInvalidJSON, value: string(b), detail: detail}
-	}
-	if d.More() {
-		return contactRow{}, &rowError{code: api.CodeInvalidJSON, value: string(b), detail: "more than one value in a line"}
-	}
-	row := contactRow{emailColumn: "email"}
-	all := map[string]any{}
-	if nested, ok := m["attributes"]; ok && nested != nil {
-		object, ok := nested.(map[string]any)
-		if !ok {
-			return row, &rowError{column: "attributes", code: "invalid_attribute", detail: "not an object"}
-		}
-		maps.Copy(all, object)
-	}
-	for _, k := range sortedKeys(m) {
-		if k == "attributes" {
-			continue
-		}
-		f, name := mappedColumn(k, j.columns)
-		switch f {
-		case fieldEmail:
-			row.email, _ = m[k].(string)
-			row.emailColumn = k
-		case fieldStatus:
-			if s := statusOf(m[k]); s != statusAbsent || row.status == statusAbsent {
-				row.status, row.statusName, row.statusText = s, k, fmt.Sprint(m[k])
-			}
-		case fieldAttribute:
-			all[name] = m[k]
-		}
-	}
-	attributes, err := attributesOf(all)
-	if err != nil {
-		return row, &rowError{column: "attributes", code: "invalid_attribute", detail: err.Error()}
-	}
-	row.attributes = attributes
-	return row, nil
 }

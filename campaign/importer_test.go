@@ -11,31 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/api"
+	contacts "relayd/internal/contact"
 )
-
-// The table of api.md 3.3.
-func TestSubscriptionStatus(t *testing.T) {
-	t.Parallel()
-	for want, inputs := range map[subscription][]any{
-		subscribed:    {true, "true", "TRUE", " true ", number1("1"), "1", "yes", "Y", "t", "on", "subscribed", "OPT_IN", "opt_in"},
-		unsubscribed:  {false, "false", "False", number1("0"), "0", "no", "n", "F", "off", "unsubscribed", "OPT_OUT"},
-		statusAbsent:  {nil, "", "  "},
-		statusInvalid: {"maybe", number1("2"), "truee", []any{}, map[string]any{}, "null", number1("1.0")},
-	} {
-		for _, in := range inputs {
-			require.Equal(t, want, statusOf(in), "%v", in)
-		}
-	}
-}
-
-func FuzzStatus(f *testing.F) {
-	f.Add("true")
-	f.Fuzz(func(t *testing.T, s string) {
-		got := parseStatus(s)
-		require.Equal(t, got, parseStatus("\t"+strings.ToUpper(s)+" "))
-		require.LessOrEqual(t, got, statusInvalid)
-	})
-}
 
 type importCase struct {
 	contentType string
@@ -61,6 +38,7 @@ func TestImport(t *testing.T) {
 			body: "email,name,note\nann@x.example,Ann,\"N\n\"\"A\"\"\"\nbob@x.example,\"B\",\n", want: api.ImportReport{RowsRead: 2, Created: 2},
 			recipients: map[string]string{"ann@x.example": "Ann", "bob@x.example": "B"},
 		},
+		"euc_kr":         {body: "\xc0\xcc\xb8\xa7,email\n\xb1\xe8\xb9\xce\xbc\xf6,kim@x.example\n", want: api.ImportReport{RowsRead: 1, Created: 1}, recipients: map[string]string{"kim@x.example": "김민수"}},
 		"korean_headers": {body: "이름,이메일,수신동의\n김민수,kim@x.example,true\n", want: api.ImportReport{RowsRead: 1, Created: 1}, recipients: map[string]string{"kim@x.example": "김민수"}},
 		"status_column": {
 			body: "email,SubscriptionStatus\na@x.example,true\nb@x.example,\"true\"\nc@x.example,0\nd@x.example,OPT_OUT\ne@x.example,maybe\nf@x.example,\n",
@@ -95,7 +73,7 @@ func TestImport(t *testing.T) {
 			want: api.ImportReport{RowsRead: 2, Created: 1, Rejected: 1, Errors: []api.ImportError{fail(3, 29, "name", "", "csv_quote", "a quoted field without its end")}},
 		},
 		"long_row": {
-			body: "email,name\na@x.example," + strings.Repeat("x", maxRow) + "\nb@x.example,B\n",
+			body: "email,name\na@x.example," + strings.Repeat("x", contacts.MaxRow) + "\nb@x.example,B\n",
 			want: api.ImportReport{RowsRead: 2, Created: 1, Rejected: 1, Errors: []api.ImportError{fail(2, 11, "name", "", "row_too_long", "a row of more than 1048576 bytes")}},
 		},
 		"line_break_that_the_subject_shows": {
@@ -198,9 +176,8 @@ func TestImportRefuses(t *testing.T) {
 		"double_column":    {"text/csv", "email,email\n", api.ImportOptions{}, "csv_header_duplicate"},
 		"double_attribute": {"text/csv", "email,name,Name\n", api.ImportOptions{}, "csv_header_duplicate"},
 		"bad_header":       {"text/csv", "email,a\"b\n", api.ImportOptions{}, "csv_quote"},
-		"utf16":            {"text/csv", "\xff\xfee\x00", api.ImportOptions{}, "invalid_encoding"},
 		"gzip":             {"text/csv", "\x1f\x8b\x08", api.ImportOptions{}, "invalid_encoding"},
-		"charset":          {"text/csv; charset=euc-kr", "email\n", api.ImportOptions{}, "invalid_encoding"},
+		"charset":          {"text/csv; charset=klingon", "email\n", api.ImportOptions{}, "invalid_encoding"},
 		"default_status":   {"text/csv", "email\n", api.ImportOptions{DefaultStatus: "x"}, "invalid_parameter"},
 		"delimiter":        {"text/csv", "email\n", api.ImportOptions{Delimiter: "|"}, "invalid_parameter"},
 	} {
@@ -260,34 +237,6 @@ func TestCollidingNumbers(t *testing.T) {
 		require.Equal(t, b.to, rows[1].to)
 		return err
 	}))
-}
-
-func FuzzCSV(f *testing.F) {
-	for _, s := range []string{"email,name\na@b.c,x\n", "a\r\"b\"\"\"\r\n", "\ufeffa;b\n\"x\ny\";z", "\"", "\xff,\n", "a,\"b\" ,c\n"} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := newCSVReader(strings.NewReader(string(b)), 0)
-		if r.start() != nil {
-			return
-		}
-		last := int64(-1)
-		for {
-			fields, err := r.next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				_, ok := errors.AsType[*rowError](err)
-				require.True(t, ok)
-			} else {
-				require.NotEmpty(t, fields)
-			}
-			require.Greater(t, r.rowOffset, last)
-			last = r.rowOffset
-		}
-		require.Equal(t, int64(len(b)), r.offset)
-	})
 }
 
 func FuzzRecords(f *testing.F) {

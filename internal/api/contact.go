@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"time"
 )
@@ -100,15 +101,25 @@ type Deliverability struct {
 	Reason string `json:"reason,omitempty"` // of the suppression
 }
 
+// Attributes are what is known of a contact. Numbers keep the form in which they came.
+type Attributes map[string]any
+
+// UnmarshalJSON reads an object.
+func (a *Attributes) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	return d.Decode((*map[string]any)(a))
+}
+
 // PutContact is the body of PUT and PATCH /v1/contacts/{id or email:addr} and one item of a batch. PUT replaces the
 // attributes, PATCH lays them over those that stand there, null removes one.
 type PutContact struct {
 	Email            string            `json:"email,omitempty"`
-	Attributes       map[string]any    `json:"attributes,omitempty"`
+	Attributes       Attributes        `json:"attributes,omitempty"`
 	Timezone         *string           `json:"timezone,omitempty"`
 	Locale           *string           `json:"locale,omitempty"`
 	List             string            `json:"list,omitempty"`   // the list that status, topics and consent are about
-	Status           json.RawMessage   `json:"status,omitempty"` // in any spelling of a subscription status
+	Status           any               `json:"status,omitempty"` // in any spelling of a subscription status
 	Topics           map[string]string `json:"topics,omitempty"`
 	Consent          *Consent          `json:"consent,omitempty"`
 	AllowResubscribe bool              `json:"allow_resubscribe,omitempty"`
@@ -155,4 +166,41 @@ type RowCounts struct {
 type ContactErased struct {
 	ID     string `json:"id"`
 	Erased bool   `json:"erased"` // no import brings the address back
+}
+
+// CreateSegment is the body of POST /v1/segments: whom of a list it means. Where is a condition, such as
+// {"all":[{"attr":"Gender","eq":"F"},{"attr":"CreateTime","lt":"2026-01-01"}]}; absent: everybody.
+type CreateSegment struct {
+	Account      string          `json:"account,omitempty"`
+	Name         string          `json:"name"`
+	List         string          `json:"list"`
+	Topic        string          `json:"topic,omitempty"`
+	Where        json.RawMessage `json:"where,omitempty"`
+	IncludeLists []string        `json:"include_lists,omitempty"` // subscribed to each of these too
+	ExcludeLists []string        `json:"exclude_lists,omitempty"` // members of these are left out
+}
+
+// PatchSegment is the body of PATCH /v1/segments/{id}: what is absent stays.
+type PatchSegment struct {
+	Name         *string          `json:"name,omitempty"`
+	List         *string          `json:"list,omitempty"`
+	Topic        *string          `json:"topic,omitempty"`
+	Where        *json.RawMessage `json:"where,omitempty"`
+	IncludeLists *[]string        `json:"include_lists,omitempty"`
+	ExcludeLists *[]string        `json:"exclude_lists,omitempty"`
+}
+
+// Segment is a stored question about the members of a list.
+type Segment struct {
+	ID      string `json:"id"`
+	Account string `json:"account"`
+	CreateSegment
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+	ETag      string    `json:"etag"`
+}
+
+// SegmentCount is the answer of POST /v1/segments/{id}/count.
+type SegmentCount struct {
+	Count int64 `json:"count"`
 }

@@ -115,7 +115,10 @@ func (a *App) openStores(ctx context.Context) (err error) {
 		return fmt.Errorf("open accounts: %w", err)
 	}
 	a.list = suppression.New(a.db, nil)
-	if a.contacts, err = contact.New(ctx, contact.Deps{DB: a.db, Log: a.log}); err != nil {
+	a.contacts, err = contact.New(ctx, contact.Deps{
+		DB: a.db, Suppressions: refusals{a.list}, Events: a.events, Log: a.log, TempDir: a.cfg.DataDir,
+	})
+	if err != nil {
 		return err
 	}
 	if a.keys, err = dkim.Open(filepath.Join(a.cfg.DataDir, "dkim")); err != nil {

@@ -13,7 +13,7 @@ import (
 // buildFace opens the HTTP side, last: what it shows is there.
 func (a *App) buildFace(context.Context) (err error) {
 	a.admin, err = admin.New(a.cfg.Admin, admin.Deps{
-		DB: a.db, Accounts: a.accounts, Events: a.events, Queue: a.spool, Waits: a.delivery, Sites: a.delivery, Notices: a.delivery.Notices(), Backup: a.backup, Keys: a.keys, Suppression: a.list,
+		DB: a.db, Accounts: a.accounts, Events: a.events, Queue: a.spool, Waits: a.delivery, Sites: a.delivery, Notices: a.delivery.Notices(), Backup: a.backup, Keys: a.keys, Suppression: a.list, Contacts: a.contacts,
 		Intake: a.intake, Campaigns: a.campaigns, Sources: a.sources, Templates: a.campaigns, Assets: a.campaigns, Unsubscribe: a.campaigns, Resolver: a.resolver,
 		Checks:   a.readiness(),
 		Hostname: a.cfg.Hostname, Version: api.Version{Version: Version, GoVersion: runtime.Version(), Hostname: a.cfg.Hostname},

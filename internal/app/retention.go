@@ -22,6 +22,7 @@ func (a *App) keepRetention(ctx context.Context) error {
 			func(ctx context.Context, before time.Time, most int) (int, error) {
 				return bounce.Purge(ctx, a.db, before, most)
 			},
+			func(ctx context.Context, _ time.Time, _ int) (int, error) { return 0, a.contacts.Purge(ctx) },
 		} {
 			for {
 				n, err := purge(ctx, time.Now().Add(-a.cfg.Spool.Retention), purgeSlice)

@@ -32,6 +32,24 @@ func suppressBounced(list *suppression.List) spool.SettleHook {
 	}
 }
 
+// refusals is contact.Suppressions: complaints and hard bounces, over which no option of an import goes.
+type refusals struct{ list *suppression.List }
+
+// RefusedTx returns the reason for each mailbox, "" for none.
+func (r refusals) RefusedTx(tx kv.Tx, account string, to []mail.Path) ([]string, error) {
+	entries, err := r.list.CheckManyTx(tx, account, to, true)
+	if err != nil {
+		return nil, err
+	}
+	reasons := make([]string, len(to))
+	for i, e := range entries {
+		if e != nil && (e.Reason == suppression.Complaint || e.Reason == suppression.HardBounce) {
+			reasons[i] = e.Reason
+		}
+	}
+	return reasons, nil
+}
+
 // gate is delivery.Gate: the last look before MAIL FROM.
 type gate struct {
 	list      *suppression.List

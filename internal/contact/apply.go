@@ -76,6 +76,11 @@ const (
 	Rejected
 )
 
+// String is the verdict's name in the API.
+func (v Verdict) String() string {
+	return [...]string{"", "created", "updated", "unchanged", "skipped_unsubscribed", "skipped_erased", "skipped_existing", "rejected"}[v]
+}
+
 func (s *Stats) count(v Verdict) {
 	*[]*int64{
 		new(int64), &s.Created, &s.Updated, &s.Unchanged, &s.SkippedUnsubscribed, &s.SkippedErased, &s.SkippedExisting, &s.Rejected,

@@ -20,8 +20,9 @@ type Audience struct {
 	Exclude []ListID   // members of these, subscribed or not, are left out
 	Until   time.Time  // who joined later is left out; zero: nobody is
 	Now     time.Time  // what within_days counts from; zero: now
-	// Members takes those who are not subscribed too. It is for counts and exports, never for sending.
+	// Members takes those who are not subscribed too. It is for lists, never for sending.
 	Members bool
+	status  Status // of members, Absent for all
 }
 
 // Recipient is one contact of an audience.
@@ -159,7 +160,11 @@ func (w *walk) seats(after ID, slice int) (seats []seat, last ID, end bool, err 
 			return false, err
 		}
 		late := !w.a.Until.IsZero() && m.Joined.After(w.a.Until)
-		if !late && (w.a.Members || w.list.Wants(&m, w.a.Topic)) {
+		wanted := w.list.Wants(&m, w.a.Topic)
+		if w.a.Members {
+			wanted = w.a.status == Absent || w.a.status == m.Status
+		}
+		if !late && wanted {
 			seats = append(seats, seat{last, m})
 		}
 		return true, nil

@@ -121,4 +121,3 @@ func watchHeap(ctx context.Context) <-chan uint64 {
 	}()
 	return peak
 }
-

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -227,4 +228,28 @@ func orNil(e *RowError) error {
 		return nil
 	}
 	return e
+}
+
+// ReportColumns are what a report of rejected rows adds to the columns of the upload: the row's line in it, the column
+// that is wrong, the code, the detail, and the whole row where it could not be parted into fields.
+func ReportColumns() []string {
+	var names []string
+	for _, n := range []string{"line", "column", "code", "detail", "row"} {
+		names = append(names, reportPrefix+n)
+	}
+	return names
+}
+
+// SplitRow parts one row as it stood in an upload into n fields; nil where it has not as many.
+func SplitRow(raw string, delim byte, n int) []string {
+	text := &encodingOf{settled: true}
+	c := newCSVReader(bufio.NewReader(strings.NewReader(raw)), text, delim)
+	fields, err := c.next()
+	if err != nil || len(fields) != n || delim == 0 {
+		return nil
+	}
+	if _, err := c.next(); !errors.Is(err, io.EOF) {
+		return nil
+	}
+	return fields
 }

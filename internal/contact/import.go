@@ -636,40 +636,38 @@ func (s *Store) recoverImports(ctx context.Context) error {
 	})
 }
 
-// Purge forgets imports that ended long ago, at most most of them, and finishes the deletion of lists that a crash cut
-// off. It returns how many imports went.
-func (s *Store) Purge(ctx context.Context, most int) (n int, err error) {
+// Purge forgets imports that began long ago, and finishes the deletion of lists that a crash cut off.
+func (s *Store) Purge(ctx context.Context) error {
 	if err := s.finishDeletions(ctx); err != nil {
-		return 0, err
+		return err
 	}
-	edge := s.now().Add(-importsStored)
-	err = s.DB.Update(ctx, func(tx kv.Tx) error {
-		n = 0
-		var old []*Import
-		end := mail.NewQueueID(edge) // IDs sort by time
-		err := tx.Scan(tableImport, nil, end[:], func(k, v []byte) (bool, error) {
-			i := &Import{ID: ID(k)}
-			if err := readJSON(tableImport, v, i); err != nil {
-				return false, err
-			}
-			old = append(old, i)
-			return len(old) < min(most, 20), nil
-		})
-		if err != nil {
-			return err
-		}
-		for _, i := range old {
-			if err := forget(tx, i); err != nil {
+	const slice = 20
+	end := mail.NewQueueID(s.now().Add(-importsStored)) // IDs sort by time
+	for n := slice; n == slice; {
+		err := s.DB.Update(ctx, func(tx kv.Tx) error {
+			var old []*Import
+			err := tx.Scan(tableImport, nil, end[:], func(k, v []byte) (bool, error) {
+				i := &Import{ID: ID(k)}
+				err := readJSON(tableImport, v, i)
+				old = append(old, i)
+				return len(old) < slice, err
+			})
+			if err != nil {
 				return err
 			}
-			n++
+			for _, i := range old {
+				if err := forget(tx, i); err != nil {
+					return err
+				}
+			}
+			n = len(old)
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("purge imports: %w", err)
 		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("purge imports: %w", err)
 	}
-	return n, nil
+	return nil
 }
 
 // IdempotencyDigest is what CreateImport keeps of an Idempotency-Key.

@@ -153,6 +153,9 @@ func (j *jsonRows) parse(text string) (Row, error) {
 
 // known takes the members that a contact has in the API for what they are.
 func known(member string, col column) column {
+	if member == "topics" {
+		col.name = ""
+	}
 	switch member {
 	case "locale":
 		col.field = fieldLocale

@@ -60,6 +60,17 @@ func (l *List) Topic(name string) *Topic {
 	return nil
 }
 
+// TopicStates says what a member gets of each topic.
+func (l *List) TopicStates(m *Membership) map[string]string {
+	states := map[string]string{}
+	for i := range l.Topics {
+		if t := &l.Topics[i]; !t.Gone {
+			states[t.Name] = m.Topics.status(t.Number, t.byDefault()).String()
+		}
+	}
+	return states
+}
+
 // Wants tells whether a member wants the mail of a topic, "" for the list as such.
 func (l *List) Wants(m *Membership, topic string) bool {
 	if m.Status != Subscribed || topic == "" {

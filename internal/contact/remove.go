@@ -189,13 +189,17 @@ func (s *Store) drop(tx kv.Tx, account string, c *Contact) error {
 // Delete removes a contact from all lists. With erase nothing of it stays but a keyed hash of its mailbox, which keeps
 // imports and syncs from bringing it back; a call that names the address for itself may. Without erase, a hash stays
 // only where it was unsubscribed. The address may be erased although there is no such contact, so that it never comes in.
-func (s *Store) Delete(ctx context.Context, account, ref string, erase bool) (id ID, err error) {
+// check may refuse, nil for no check.
+func (s *Store) Delete(ctx context.Context, account, ref string, erase bool, check func(*Found) error) (id ID, err error) {
 	to, isEmail, err := ParseRef(ref)
 	if err != nil {
 		return id, err
 	}
 	err = s.DB.Update(ctx, func(tx kv.Tx) error {
 		f, err := s.GetTx(tx, account, ref)
+		if err == nil && check != nil {
+			err = check(f)
+		}
 		if errors.Is(err, ErrNotFound) && erase && isEmail {
 			id = ID{}
 			return tx.Put(tableGone, s.goneKey(account, to.Key()), (&gone{at: s.now(), erased: true}).encode())

@@ -128,9 +128,11 @@ func (l *List) conform(list []Attribute, whole bool) *RowError {
 	return nil
 }
 
-// conform returns what is wrong, "" for nothing.
+// conform returns what is wrong, "" for nothing. An empty text, which is all that CSV has for nothing, is none where a text
+// is not free to be empty.
 func conform(a *Attribute, schema api.AttributeSchema) string {
-	if a.Kind == Missing || a.Kind == String && a.Text == "" && schema.Type != "string" {
+	empty := a.Kind == String && a.Text == "" && (schema.Type != "string" || schema.Required || len(schema.Enum) > 0 && !slices.Contains(schema.Enum, any("")))
+	if a.Kind == Missing || empty {
 		a.Kind, a.Text = Missing, ""
 		if schema.Required || len(schema.Enum) > 0 && !slices.Contains(schema.Enum, nil) {
 			return "the list requires it"

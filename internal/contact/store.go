@@ -94,6 +94,7 @@ func (s *Store) goneKey(account, mailbox string) []byte {
 type Found struct {
 	Contact
 	Memberships []Membership
+	On          []*List // of the memberships
 }
 
 // Get returns the contact that ref names: its ID, or "email:" and an address. ErrNotFound when the account has none.
@@ -126,16 +127,18 @@ func (s *Store) GetTx(tx kv.Tx, account, ref string) (*Found, error) {
 	}
 	f.Lists = nil
 	for i, v := range values {
-		if _, err := getList(tx, c.Lists[i]); v == nil || errors.Is(err, ErrNotFound) {
+		l, err := getList(tx, c.Lists[i])
+		if v == nil || errors.Is(err, ErrNotFound) {
 			continue // the list was deleted
-		} else if err != nil {
+		}
+		if err != nil {
 			return nil, err
 		}
 		m, err := decodeMembership(c.Lists[i], string(v))
 		if err != nil {
 			return nil, err
 		}
-		f.Lists, f.Memberships = append(f.Lists, m.List), append(f.Memberships, m)
+		f.Lists, f.Memberships, f.On = append(f.Lists, m.List), append(f.Memberships, m), append(f.On, l)
 	}
 	return f, nil
 }

@@ -93,8 +93,8 @@ func (s *Store) finish(ctx context.Context, info *ImportInfo, state, reason stri
 	if err != nil {
 		return nil, fmt.Errorf("end import: %w", err)
 	}
-	s.log.Info("contacts.imported", "account", done.Account, "id", done.Name(), "status", done.State, "reason", done.Reason,
-		"count", done.Rows, "size", done.Bytes, "duration", done.Took)
+	s.log.Info("contacts.imported", "account", done.Account, "import", done.Name(), "status", done.State, "reason", done.Reason,
+		"count", done.Rows, "size", done.Bytes)
 	return done, nil
 }
 

@@ -1,0 +1,403 @@
+package contact
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/internal/api"
+	"relayd/internal/kv"
+)
+
+func begin(t testing.TB, s *Store, req api.CreateImport, chunked bool) *ImportInfo {
+	t.Helper()
+	if req.List == "" {
+		req.List = "customers"
+	}
+	info, fresh, err := s.CreateImport(t.Context(), "shop", &req, chunked, nil, nil)
+	require.NoError(t, err)
+	require.True(t, fresh)
+	return info
+}
+
+func upload(t testing.TB, s *Store, req api.CreateImport, body string) *ImportInfo {
+	t.Helper()
+	info, err := s.Upload(t.Context(), begin(t, s, req, false), Body{ContentType: "text/csv", Reader: strings.NewReader(body)})
+	require.NoError(t, err)
+	require.Equal(t, ImportCompleted, info.State)
+	st := info.Stats
+	require.Equal(t, info.Rows, st.Created+st.Updated+st.Unchanged+st.SkippedUnsubscribed+st.SkippedErased+st.SkippedExisting+st.Rejected)
+	return info
+}
+
+func importErrors(t testing.TB, s *Store, ref string) []RejectedRow {
+	t.Helper()
+	rows, next, _, _, err := s.ImportErrors(t.Context(), "shop", ref, "", 10_000)
+	require.NoError(t, err)
+	require.Empty(t, next)
+	return rows
+}
+
+const mixed = "Email,Name,SubscriptionStatus\nann@x.example,Ann,true\nbob@example,Bob,true\ncleo@x.example,Cleo,maybe\n" +
+	"dan@x.example,Dan\neve@x.example,Eve,0\nANN@x.example,Anna,\n"
+
+func TestBadRowsAreData(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	l := newList(t, s, List{})
+	info := upload(t, s, api.CreateImport{}, mixed)
+	require.Equal(t, Stats{Created: 2, Updated: 1, Rejected: 3, Duplicates: 1}, info.Stats)
+	require.EqualValues(t, len(mixed), info.Bytes)
+	require.Equal(t, Counts{Contacts: 2, Subscribed: 1, Unsubscribed: 1}, counts(t, s, l))
+	rows := importErrors(t, s, info.Name())
+	require.Equal(t, []RejectedRow{
+		{0, api.ImportError{Line: 3, ByteOffset: 53, Column: "Email", Value: "bob@example", Code: "invalid_email", Detail: "domain has no dot"}, "bob@example,Bob,true"},
+		{0, api.ImportError{Line: 4, ByteOffset: 74, Column: "SubscriptionStatus", Value: "maybe", Code: "invalid_subscription_status", Detail: "not a subscription status"}, "cleo@x.example,Cleo,maybe"},
+		{0, api.ImportError{Line: 5, ByteOffset: 100, Code: "csv_field_count", Detail: "expected 3 fields, got 2"}, "dan@x.example,Dan"},
+	}, rows)
+	page, next, header, delim, err := s.ImportErrors(t.Context(), "shop", info.Name(), "", 2)
+	require.NoError(t, err)
+	require.Equal(t, rows[:2], page)
+	require.Equal(t, []string{"Email", "Name", "SubscriptionStatus"}, header)
+	require.Equal(t, byte(','), delim)
+	page, next, _, _, err = s.ImportErrors(t.Context(), "shop", info.Name(), next, 2)
+	require.NoError(t, err)
+	require.Equal(t, rows[2:], page)
+	require.Empty(t, next)
+	_, _, _, _, err = s.ImportErrors(t.Context(), "other", info.Name(), "", 2)
+	require.ErrorIs(t, err, ErrNotFound)
+}
+
+func TestSchemaRejectsRows(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{Schema: map[string]api.AttributeSchema{
+		"Name": {Type: "string", MaxLength: 3, Required: true}, "Gender": {Type: "string", Enum: []any{"M", "F", nil}},
+		"CreateTime": {Type: "datetime"}, "n": {Type: "number"}, "vip": {Type: "bool"},
+	}})
+	info := upload(t, s, api.CreateImport{}, "email,Name,Gender,CreateTime,n,vip\na@x.example,Ann,F,2026-01-02T03:04:05+09:00,1.50,yes\nb@x.example,Anna,F,,,\n"+
+		"c@x.example,Bob,Q,,,\nd@x.example,Bob,,yesterday,,\ne@x.example,Bob,,,one,\nf@x.example,,,,,\ng@x.example,Bob,,,,maybe\n")
+	require.Equal(t, Stats{Created: 1, Rejected: 6}, info.Stats)
+	require.Equal(t, []Attribute{
+		{"CreateTime", String, "2026-01-01T18:04:05.000Z"}, {"Gender", String, "F"}, {"Name", String, "Ann"}, {"n", Number, "1.50"}, {"vip", Bool, "true"},
+	}, get(t, s, "a@x.example").Attributes)
+	var columns []string
+	for _, e := range importErrors(t, s, info.Name()) {
+		require.Equal(t, "invalid_attribute", e.Code)
+		columns = append(columns, e.Column)
+	}
+	require.Equal(t, []string{"Name", "Gender", "CreateTime", "n", "Name", "vip"}, columns)
+}
+
+func TestDryRunTellsTheSameAndWritesNothing(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	l := newList(t, s, List{})
+	var b strings.Builder
+	b.WriteString(mixed)
+	for i := range 2*importBatch + 10 { // the second half repeats mailboxes of the first, some with another name
+		fmt.Fprintf(&b, "u%d@x.example,N%d,true\n", i%importBatch, i%importBatch+i/(importBatch+importBatch/2))
+	}
+	dry := upload(t, s, api.CreateImport{DryRun: true}, b.String())
+	require.Equal(t, Counts{}, counts(t, s, l))
+	_, err := s.Get(t.Context(), "shop", "email:ann@x.example")
+	require.ErrorIs(t, err, ErrNotFound)
+	require.Len(t, importErrors(t, s, dry.Name()), 3)
+	wet := upload(t, s, api.CreateImport{}, b.String())
+	require.Equal(t, wet.Stats, dry.Stats)
+	require.Positive(t, wet.Unchanged)
+	require.EqualValues(t, importBatch+2, counts(t, s, l).Contacts)
+}
+
+func TestOnConflict(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{})
+	upload(t, s, api.CreateImport{}, "email,Name,City\na@x.example,Ann,Paris\n")
+	second := "email,Name\na@x.example,Anna\nb@x.example,Bob\n"
+	require.Equal(t, Stats{Created: 1, SkippedExisting: 1}, upload(t, s, api.CreateImport{OnConflict: "skip"}, second).Stats)
+	require.Equal(t, []Attribute{{"City", String, "Paris"}, {"Name", String, "Ann"}}, get(t, s, "a@x.example").Attributes)
+	require.Equal(t, Stats{Updated: 1, Unchanged: 1}, upload(t, s, api.CreateImport{OnConflict: "upsert"}, second).Stats)
+	require.Equal(t, []Attribute{{"City", String, "Paris"}, {"Name", String, "Anna"}}, get(t, s, "a@x.example").Attributes)
+	require.Equal(t, Stats{Updated: 1, Unchanged: 1}, upload(t, s, api.CreateImport{OnConflict: "replace"}, second).Stats)
+	require.Equal(t, []Attribute{{"Name", String, "Anna"}}, get(t, s, "a@x.example").Attributes)
+}
+
+func TestMaxErrorsEndsAnImport(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{})
+	info := begin(t, s, api.CreateImport{MaxErrors: 1}, false)
+	_, err := s.Upload(t.Context(), info, Body{ContentType: "text/csv", Reader: strings.NewReader("email\na\nb\nc@x.example\n")})
+	bad, ok := errors.AsType[*InvalidError](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, "import_too_many_errors", bad.Code)
+	info, err = s.Import(t.Context(), "shop", info.Name())
+	require.NoError(t, err)
+	require.Equal(t, []string{ImportFailed, "import_too_many_errors"}, []string{info.State, info.Reason})
+	require.EqualValues(t, 2, info.Rejected)
+}
+
+// rowsCSV has n rows; rows from changed on have another name.
+func rowsCSV(from, n int) string {
+	var b strings.Builder
+	b.WriteString("email,name\n")
+	for i := from; i < from+n; i++ {
+		fmt.Fprintf(&b, "u%d@x.example,N%d\n", i, i)
+	}
+	return b.String()
+}
+
+func chunkBody(body string) Body {
+	sum := sha256.Sum256([]byte(body))
+	return Body{ContentType: "text/csv", Digest: sum[:], Reader: strings.NewReader(body)}
+}
+
+func TestChunks(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	l := newList(t, s, List{})
+	info := begin(t, s, api.CreateImport{ExpectedChunks: 3}, true)
+	var all sync.WaitGroup
+	for n := 1; n <= 3; n++ {
+		all.Go(func() {
+			c, err := s.UploadChunk(t.Context(), "shop", info.Name(), n, chunkBody(rowsCSV(1000*n, 1000)+"bad\n"))
+			require.NoError(t, err)
+			require.Equal(t, Chunk{n, 1001, 1, false}, c)
+		})
+	}
+	_, err := s.CommitImport(t.Context(), "shop", info.Name(), 2)
+	require.Error(t, err, "three were announced")
+	all.Wait()
+	c, err := s.UploadChunk(t.Context(), "shop", info.Name(), 2, chunkBody(rowsCSV(2000, 1000)+"bad\n"))
+	require.NoError(t, err)
+	require.Equal(t, Chunk{2, 1001, 1, true}, c, "the same bytes again change nothing")
+	_, err = s.UploadChunk(t.Context(), "shop", info.Name(), 2, chunkBody(rowsCSV(2000, 999)))
+	require.ErrorIs(t, err, ErrChunk)
+	wrong := chunkBody(rowsCSV(0, 10))
+	wrong.Reader = strings.NewReader(rowsCSV(0, 9))
+	_, err = s.UploadChunk(t.Context(), "shop", info.Name(), 3, wrong)
+	require.ErrorIs(t, err, ErrDigest)
+	_, err = s.UploadChunk(t.Context(), "other", info.Name(), 3, chunkBody("email\n"))
+	require.ErrorIs(t, err, ErrNotFound)
+	for range 2 {
+		info, err = s.CommitImport(t.Context(), "shop", info.Name(), 3)
+		require.NoError(t, err)
+		require.Equal(t, ImportCompleted, info.State)
+	}
+	require.Equal(t, Stats{Created: 3000, Rejected: 3}, info.Stats)
+	require.EqualValues(t, 3000, counts(t, s, l).Contacts)
+	_, err = s.UploadChunk(t.Context(), "shop", info.Name(), 1, chunkBody("email\n"))
+	require.ErrorIs(t, err, ErrChunk)
+	rows := importErrors(t, s, info.Name())
+	require.Equal(t, []int{1, 2, 3}, []int{rows[0].Chunk, rows[1].Chunk, rows[2].Chunk})
+}
+
+func TestWrongDigestWritesNothing(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	l := newList(t, s, List{})
+	b := chunkBody(rowsCSV(0, 10))
+	b.Reader = strings.NewReader(rowsCSV(0, 9))
+	info := begin(t, s, api.CreateImport{}, false)
+	_, err := s.Upload(t.Context(), info, b)
+	require.ErrorIs(t, err, ErrDigest)
+	require.Equal(t, Counts{}, counts(t, s, l))
+}
+
+func TestMissingChunksAreNamed(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{})
+	info := begin(t, s, api.CreateImport{}, true)
+	_, err := s.UploadChunk(t.Context(), "shop", info.Name(), 2, chunkBody(rowsCSV(0, 1)))
+	require.NoError(t, err)
+	_, err = s.CommitImport(t.Context(), "shop", info.Name(), 3)
+	require.ErrorIs(t, err, ErrState)
+	require.ErrorContains(t, err, "missing: 1, 3")
+}
+
+// failing is a store whose power fails after some updates.
+type failing struct {
+	kv.DB
+	left int
+}
+
+var errPower = errors.New("power failed")
+
+func (f *failing) Update(ctx context.Context, fn func(kv.Tx) error) error {
+	if f.left--; f.left < 0 {
+		return errPower
+	}
+	return f.DB.Update(ctx, fn)
+}
+
+func TestChunkGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	l := newList(t, s, List{})
+	info := begin(t, s, api.CreateImport{}, true)
+	body := rowsCSV(0, 3*importBatch) + "bad\n"
+	whole := s.DB
+	s.DB = &failing{whole, 2}
+	_, err := s.UploadChunk(t.Context(), "shop", info.Name(), 1, chunkBody(body))
+	require.ErrorIs(t, err, errPower)
+	s.DB = whole
+	require.EqualValues(t, 2*importBatch, counts(t, s, l).Contacts)
+	got, err := s.Import(t.Context(), "shop", info.Name())
+	require.NoError(t, err)
+	require.EqualValues(t, 2*importBatch, got.Rows)
+	_, err = s.UploadChunk(t.Context(), "shop", info.Name(), 1, chunkBody(body+"more@x.example,More\n"))
+	require.ErrorIs(t, err, ErrChunk, "what is stored was of other bytes")
+	c, err := s.UploadChunk(t.Context(), "shop", info.Name(), 1, chunkBody(body))
+	require.NoError(t, err)
+	require.Equal(t, Chunk{1, 3*importBatch + 1, 1, false}, c)
+	got, err = s.CommitImport(t.Context(), "shop", info.Name(), 1)
+	require.NoError(t, err)
+	require.Equal(t, Stats{Created: 3 * importBatch, Rejected: 1}, got.Stats, "no row was counted twice")
+	require.EqualValues(t, len(body), got.Bytes)
+}
+
+func TestBrokenUploadMayBeRepeated(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	l := newList(t, s, List{})
+	body := rowsCSV(0, 2*importBatch)
+	req := api.CreateImport{List: "customers"}
+	key := IdempotencyDigest("key_1", "crm-2026")
+	info, _, err := s.CreateImport(t.Context(), "shop", &req, false, key, nil)
+	require.NoError(t, err)
+	lost := errors.New("connection lost")
+	_, err = s.Upload(t.Context(), info, Body{ContentType: "text/csv", Reader: io.MultiReader(strings.NewReader(body[:len(body)-100]), iotest.ErrReader(lost))})
+	require.ErrorIs(t, err, lost)
+	info, err = s.Import(t.Context(), "shop", info.Name())
+	require.NoError(t, err)
+	require.Equal(t, []string{ImportFailed, "upload_interrupted"}, []string{info.State, info.Reason})
+
+	info, fresh, err := s.CreateImport(t.Context(), "shop", &req, false, key, nil)
+	require.NoError(t, err)
+	require.True(t, fresh, "a failure frees the key")
+	info, err = s.Upload(t.Context(), info, Body{ContentType: "text/csv", Reader: strings.NewReader(body)})
+	require.NoError(t, err)
+	require.EqualValues(t, 2*importBatch, info.Created+info.Unchanged)
+	require.EqualValues(t, 2*importBatch, counts(t, s, l).Contacts)
+	again, fresh, err := s.CreateImport(t.Context(), "shop", &req, false, key, nil)
+	require.NoError(t, err)
+	require.False(t, fresh)
+	require.Equal(t, info.ID, again.ID)
+	require.Equal(t, info.Stats, again.Stats)
+}
+
+func TestUploadsThatACrashCutOffHaveFailed(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{})
+	one, chunked := begin(t, s, api.CreateImport{}, false), begin(t, s, api.CreateImport{}, true)
+	s, err := New(t.Context(), s.Deps)
+	require.NoError(t, err)
+	one, err = s.Import(t.Context(), "shop", one.Name())
+	require.NoError(t, err)
+	require.Equal(t, []string{ImportFailed, "relayd_stopped"}, []string{one.State, one.Reason})
+	chunked, err = s.Import(t.Context(), "shop", chunked.Name())
+	require.NoError(t, err)
+	require.Equal(t, ImportOpen, chunked.State)
+	page, next, err := s.Imports(t.Context(), "shop", "", 1)
+	require.NoError(t, err)
+	require.Len(t, page, 1)
+	page2, next, err := s.Imports(t.Context(), "shop", next, 5)
+	require.NoError(t, err)
+	require.Empty(t, next)
+	require.ElementsMatch(t, []ID{one.ID, chunked.ID}, []ID{page[0].ID, page2[0].ID})
+}
+
+func TestSecondUploadIntoOneListWaits(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{})
+	newList(t, s, List{Name: "other"})
+	first, second := begin(t, s, api.CreateImport{}, false), begin(t, s, api.CreateImport{}, false)
+	elsewhere := begin(t, s, api.CreateImport{List: "other"}, false)
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Upload(t.Context(), first, Body{ContentType: "text/csv", Reader: r})
+		done <- err
+	}()
+	_, err := io.WriteString(w, "email\na@x.example\n") // it runs
+	require.NoError(t, err)
+	_, err = s.Upload(t.Context(), second, Body{ContentType: "text/csv", Reader: strings.NewReader("email\n")})
+	require.ErrorIs(t, err, ErrInProgress)
+	_, err = s.Upload(t.Context(), elsewhere, Body{ContentType: "text/csv", Reader: strings.NewReader("email\nb@x.example\n")})
+	require.NoError(t, err, "into another list")
+	info, removed, err := s.DeleteImport(t.Context(), "shop", first.Name())
+	require.NoError(t, err)
+	require.False(t, removed)
+	require.Equal(t, ImportCancelled, info.State)
+	require.NoError(t, w.Close())
+	require.ErrorIs(t, <-done, ErrState, "it was cancelled")
+	_, removed, err = s.DeleteImport(t.Context(), "shop", first.Name())
+	require.NoError(t, err)
+	require.True(t, removed)
+	_, err = s.Import(t.Context(), "shop", first.Name())
+	require.ErrorIs(t, err, ErrNotFound)
+}
+
+func TestOldImportsAreForgotten(t *testing.T) {
+	t.Parallel()
+	s, c := newStore(t, nil)
+	newList(t, s, List{})
+	for range 25 {
+		upload(t, s, api.CreateImport{}, "email\nbad\n")
+	}
+	c.t = c.t.Add(importsStored + 1e9)
+	upload(t, s, api.CreateImport{}, "email\nbad\n")
+	require.NoError(t, s.Purge(t.Context()))
+	page, _, err := s.Imports(t.Context(), "shop", "", 100)
+	require.NoError(t, err)
+	require.Len(t, page, 1)
+	require.NoError(t, s.DB.View(t.Context(), func(tx kv.Tx) error {
+		n := 0
+		err := tx.Scan(tableImportError, nil, nil, func(_, _ []byte) (bool, error) { n++; return true, nil })
+		require.Equal(t, 1, n)
+		return err
+	}))
+}
+
+func TestLargeRowIsOneError(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	newList(t, s, List{})
+	info := upload(t, s, api.CreateImport{}, "email,name\na@x.example,\""+strings.Repeat("x", MaxRow)+"\"\nb@x.example,B\n")
+	require.Equal(t, Stats{Created: 1, Rejected: 1}, info.Stats)
+	rows := importErrors(t, s, info.Name())
+	require.Equal(t, "row_too_long", rows[0].Code)
+	require.LessOrEqual(t, len(rows[0].Raw), maxRaw)
+}
+
+func TestReportCanBeSentAgain(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []string{"a", "b;\n\"c\""}, SplitRow("a;\"b;\n\"\"c\"\"\"", ';', 2))
+	require.Nil(t, SplitRow("a;b\"", ';', 2))
+	require.Nil(t, SplitRow("a;b;c", ';', 2))
+	for _, name := range ReportColumns() {
+		f, _ := columnOf(name)
+		require.Equal(t, fieldDrop, f)
+	}
+}
+
+func FuzzSplitRow(f *testing.F) {
+	f.Add("a,\"b\"\"\"", byte(','), 2)
+	f.Fuzz(func(t *testing.T, raw string, delim byte, n int) {
+		if fields := SplitRow(raw, delim, n); fields != nil {
+			require.Len(t, fields, n)
+		}
+	})
+}
