@@ -58,6 +58,7 @@ const (
 	maxKept       = 10_000   // rejected rows of one import
 	maxKeptBytes  = 64 << 20 // of their text
 	importBatch   = 2500     // rows in one transaction
+	importBytes   = 4 << 20  // of them
 	mostRunning   = 16       // chunks and uploads at a time
 	importsStored = 90 * 24 * time.Hour
 )

@@ -92,6 +92,7 @@ func TestSchemaRejectsRows(t *testing.T) {
 	var columns []string
 	for _, e := range importErrors(t, s, info.Name()) {
 		require.Equal(t, "invalid_attribute", e.Code)
+		require.Len(t, SplitRow(e.Raw, ',', 6), 6, "the row as it stood in the upload")
 		columns = append(columns, e.Column)
 	}
 	require.Equal(t, []string{"Name", "Gender", "CreateTime", "n", "Name", "vip"}, columns)

@@ -304,7 +304,7 @@ func (l *loader) storeAll(ctx context.Context, slices <-chan slice, alive func()
 func (l *loader) fill() slice {
 	sl := slice{rows: make([]Row, 0, importBatch), places: make([]place, 0, importBatch)}
 	var arena []Attribute
-	for sl.read < importBatch {
+	for size := 0; sl.read < importBatch && size < importBytes; {
 		row, err := l.reader.Next()
 		if errors.Is(err, io.EOF) {
 			sl.last = true
@@ -317,8 +317,10 @@ func (l *loader) fill() slice {
 		}
 		sl.read++
 		line, offset := l.reader.Place()
+		at := place{line, offset, l.reader.Raw()}
+		size += len(at.raw)
 		if bad != nil {
-			sl.rejected = append(sl.rejected, rejectedOf(bad, place{line, offset, l.reader.Raw()}))
+			sl.rejected = append(sl.rejected, rejectedOf(bad, at))
 			continue
 		}
 		if cap(arena)-len(arena) < len(row.Attributes) {
@@ -328,7 +330,7 @@ func (l *loader) fill() slice {
 		arena = append(arena, row.Attributes...)
 		row.Attributes = arena[from:len(arena):len(arena)]
 		sl.rows = append(sl.rows, row)
-		sl.places = append(sl.places, place{line, offset, ""})
+		sl.places = append(sl.places, at)
 	}
 	sl.bytes = l.reader.Read()
 	return sl
