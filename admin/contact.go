@@ -417,7 +417,7 @@ func (s *Server) deleteContact(r *request) (api.ContactErased, error) {
 	default:
 		return api.ContactErased{}, badParameter("erase", "erase must be true or false.")
 	}
-	id, err := s.deps.Contacts.Delete(r.Context(), account, r.PathValue("id"), erase, func(f *contact.Found) error {
+	id, err := s.deps.Contacts.DeleteIf(r.Context(), account, r.PathValue("id"), erase, func(f *contact.Found) error {
 		if f == nil {
 			return matches(r, "")
 		}

@@ -189,8 +189,12 @@ func (s *Store) drop(tx kv.Tx, account string, c *Contact) error {
 // Delete removes a contact from all lists. With erase nothing of it stays but a keyed hash of its mailbox, which keeps
 // imports and syncs from bringing it back; a call that names the address for itself may. Without erase, a hash stays
 // only where it was unsubscribed. The address may be erased although there is no such contact, so that it never comes in.
-// check may refuse, nil for no check.
-func (s *Store) Delete(ctx context.Context, account, ref string, erase bool, check func(*Found) error) (id ID, err error) {
+func (s *Store) Delete(ctx context.Context, account, ref string, erase bool) (ID, error) {
+	return s.DeleteIf(ctx, account, ref, erase, nil)
+}
+
+// DeleteIf is Delete with a check of what is there, which may refuse.
+func (s *Store) DeleteIf(ctx context.Context, account, ref string, erase bool, check func(*Found) error) (id ID, err error) {
 	to, isEmail, err := ParseRef(ref)
 	if err != nil {
 		return id, err
