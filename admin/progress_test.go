@@ -66,7 +66,7 @@ func TestPatchNeedsTheETag(t *testing.T) {
 	require.Equal(t, http.StatusOK, a.status, a.body)
 	require.NotEqual(t, c.ETag, a.header.Get("ETag"))
 	require.Equal(t, http.StatusPreconditionFailed, h.do(http.MethodPatch, path, token, "application/json", []byte(body), "If-Match", c.ETag).status, "whoever is second is told")
-	a = h.do(http.MethodPatch, path, token, "application/json", []byte(`{"nmae":"x"}`), "If-Match", "*")
+	a = h.do(http.MethodPatch, path, token, "application/json", []byte(`{"title":"x"}`), "If-Match", "*")
 	require.Equal(t, http.StatusBadRequest, a.status, a.body)
 }
 

@@ -1,7 +1,6 @@
 package campaign
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -369,6 +368,6 @@ func FuzzZone(f *testing.F) {
 	z := &zones{}
 	f.Fuzz(func(t *testing.T, s string) {
 		loc, err := z.find(s)
-		require.True(t, (err == nil) == (loc != nil), fmt.Sprintf("%q", s))
+		require.Equal(t, err == nil, loc != nil, "%q", s)
 	})
 }
