@@ -201,7 +201,8 @@ func (s *Service) settled(ctx context.Context, id mail.QueueID) error {
 	if r.State != Running && r.State != Cancelling {
 		s.follow(r)
 	}
-	if r.State == Paused {
+	if r.State == Paused && r.Reason != reasonUser {
+		s.metrics.paused.WithLabelValues(r.Reason).Inc()
 		s.log.Warn("campaign.guarded", "campaign", formatID(id), "account", r.Account, "reason", r.Reason, "err", r.Detail)
 	}
 	if ended(r.State) {

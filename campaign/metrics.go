@@ -8,6 +8,7 @@ type metrics struct {
 	queued       prometheus.Counter
 	imported     *prometheus.CounterVec
 	unsubscribed prometheus.Counter
+	paused       *prometheus.CounterVec
 }
 
 // newMetrics makes the package's metrics, and registers them where reg is not nil.
@@ -24,11 +25,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Namespace: "relayd", Subsystem: "campaign", Name: "import_rows_total", Help: "Rows of uploads, by what became of them.",
 		}, []string{"result"}),
 	}
+	m.paused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "relayd", Subsystem: "campaign", Name: "paused_total", Help: "Campaigns that relayd has paused, by the reason.",
+	}, []string{"reason"})
+	for _, reason := range []string{reasonMisfire, reasonBounce, reasonComplaint, reasonDeferral} {
+		m.paused.WithLabelValues(reason)
+	}
 	for _, result := range []string{"created", "duplicate", "skipped", "rejected"} {
 		m.imported.WithLabelValues(result)
 	}
 	if reg != nil {
-		reg.MustRegister(m.composed, m.failed, m.queued, m.unsubscribed, m.imported)
+		reg.MustRegister(m.composed, m.failed, m.queued, m.unsubscribed, m.imported, m.paused)
 	}
 	return m
 }

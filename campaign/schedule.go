@@ -156,6 +156,7 @@ func (s *Service) fire(ctx context.Context, r *record) error {
 		return err
 	}
 	if r.State == Paused {
+		s.metrics.paused.WithLabelValues(r.Reason).Inc()
 		s.log.Warn("campaign.misfired", "campaign", formatID(r.ID), "account", r.Account, "reason", r.Reason)
 	}
 	return nil

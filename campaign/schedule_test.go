@@ -233,6 +233,28 @@ func TestRateIsTheOneThatWasAskedFor(t *testing.T) {
 	require.InDelta(t, 500, second(), 60, "a change of the rate takes effect at once")
 }
 
+// listmonk 2094: a second campaign does not wait until the first has ended.
+func TestSecondCampaignIsNotStarved(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.PageSize = 10 })
+	ctx := t.Context()
+	first, second := r.draftOf(500), r.draftOf(500)
+	for _, c := range []api.Campaign{first, second} {
+		_, err := r.Start(ctx, "default", c.ID)
+		require.NoError(t, err)
+	}
+	for range 5 {
+		r.round(ctx)
+	}
+	got := map[string]int{}
+	r.deliver(1000, func(msg []byte, e *spool.Envelope) spool.Result {
+		got[e.Queue.Stream]++
+		return delivered(msg, e)
+	})
+	require.Positive(t, got[first.ID])
+	require.Positive(t, got[second.ID])
+}
+
 func TestNobodyIsSentToInTheirQuietHours(t *testing.T) {
 	t.Parallel()
 	r := newRig(t) // 09:00 UTC is 18:00 in Seoul
