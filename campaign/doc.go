@@ -3,7 +3,7 @@
 //  1. Create (create.go) checks the request in all its parts: addresses, data, images, and the template, which is
 //     compiled (lex.go, compile.go, block.go, expr.go) to flat operations. How a merged value is escaped is decided then,
 //     by the place of the HTML in which it stands (context.go, escape.go). Partials are compiled in their place
-//     (partial.go), style rules written into attributes (css.go, style.go). The text part is made from the HTML where
+//     (partial.go), style rules written into attributes (css.go, selector.go, style.go). The text part is made from the HTML where
 //     there is none (text.go). Where the request names a stored template (library.go, edition.go, reference.go), its version is copied
 //     at the start (freeze.go); pictures are assets (asset.go). Previews and single messages of stored templates
 //     (preview.go) go the same way as those of campaigns.

@@ -2,15 +2,12 @@ package campaign
 
 import (
 	"bytes"
-	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
 
-	"github.com/andybalholm/cascadia"
 	"golang.org/x/net/html"
 
 	"relayd/internal/api"
@@ -28,7 +25,32 @@ const markAttr = "data-rl"
 type sheet struct {
 	copy     []byte
 	pieces   []sheetPiece
+	copies   int // elements at most that the parser may add: see formatting
 	warnings []api.Warning
+}
+
+// maxCopies bounds the elements that the parser may add to those that are written.
+const maxCopies = 500_000
+
+// formatting counts the elements that a parser opens anew in every paragraph until they are closed (the list of active
+// formatting elements of HTML): a few hundred of them in a long document make a tree that fills the memory.
+type formatting map[string]int
+
+// see returns how many are open behind a token.
+func (f formatting) see(kind html.TokenType, name string) int {
+	switch name {
+	case "a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u":
+		if kind == html.EndTagToken {
+			f[name] = max(f[name]-1, 0)
+		} else {
+			f[name]++
+		}
+	}
+	open := 0
+	for _, n := range f {
+		open += n
+	}
+	return open
 }
 
 // sheetPiece is where bytes of the copy from at on come from.
@@ -93,68 +115,6 @@ type sheetTag struct {
 	name             string
 }
 
-// styleRule is a rule that can be matched: a chain of simple selectors, each an ancestor or the parent of the next.
-type styleRule struct {
-	chain  []cascadia.Sel
-	child  []bool // that the selector before is the parent's
-	weight cascadia.Specificity
-	decls  []cssDecl
-}
-
-// maxChain bounds the selectors of one chain: their states are bits.
-const maxChain = 32
-
-// newStyleRule cuts a selector into its chain. Matching it as a whole would try every way to lay the chain over the
-// ancestors, which are too many for a selector made to be slow.
-func newStyleRule(selector string, decls []cssDecl) (styleRule, error) {
-	r := styleRule{decls: decls}
-	p := &cssScanner{s: selector}
-	for child := false; ; {
-		p.blanks()
-		if p.pos < len(selector) && selector[p.pos] == '>' && len(r.chain) > 0 && !child {
-			child = true
-			p.pos++
-			continue
-		}
-		start := p.pos
-		if p.until(" \t\n\r\f>"); p.pos == start {
-			if child || len(r.chain) == 0 || p.pos < len(selector) {
-				return r, errors.New("a selector is missing")
-			}
-			return r, nil
-		}
-		sel, err := cascadia.Parse(selector[start:p.pos])
-		if err != nil {
-			return r, err
-		}
-		if len(r.chain) == maxChain {
-			return r, errors.New("too long")
-		}
-		r.chain, r.child = append(r.chain, sel), append(r.child, child)
-		r.weight = r.weight.Add(sel.Specificity())
-		child = false
-	}
-}
-
-// chainState tells by bits which beginnings of a chain end at an element, and which end at it or above it.
-type chainState struct{ here, above uint32 }
-
-// step is the state of an element whose parent has the given one, and whether the whole chain ends there.
-func (r *styleRule) step(n *html.Node, parent chainState) (chainState, bool) {
-	var s chainState
-	for i, sel := range r.chain {
-		before := parent.above
-		if r.child[i] {
-			before = parent.here
-		}
-		if (i == 0 || before>>(i-1)&1 == 1) && sel.Match(n) {
-			s.here |= 1 << i
-		}
-	}
-	s.above = s.here | parent.above
-	return s, s.here>>(len(r.chain)-1)&1 == 1
-}
-
 // styles returns the sources that gain style attributes, by part.
 func (s *sheet) styles() map[string]string {
 	if len(s.copy) > maxSheet {
@@ -165,11 +125,15 @@ func (s *sheet) styles() map[string]string {
 	if len(rules) == 0 || len(tags) == 0 {
 		return nil
 	}
+	if s.copies > maxCopies {
+		s.warn(0, "too many open <b>, <font>, <a> and their kin: style rules stay in <style>")
+		return nil
+	}
 	selectors := 0
 	for i := range rules {
 		selectors += len(rules[i].chain)
 	}
-	if len(rules) > maxRules || selectors*len(tags) > maxMatches {
+	if len(rules) > maxRules || selectors*(len(tags)+s.copies) > maxMatches {
 		s.warn(0, "%d rules for %d elements are too many: they stay in <style>", len(rules), len(tags))
 		return nil
 	}
@@ -208,6 +172,7 @@ func (s *sheet) styles() map[string]string {
 func (s *sheet) read() (tags []sheetTag, rules []styleRule, marked []byte) {
 	z := html.NewTokenizer(bytes.NewReader(s.copy))
 	inStyle := false
+	open := formatting{}
 	for at := 0; ; {
 		kind := z.Next()
 		if kind == html.ErrorToken {
@@ -221,10 +186,12 @@ func (s *sheet) read() (tags []sheetTag, rules []styleRule, marked []byte) {
 			if inStyle {
 				rules = s.rules(rules, start, string(raw))
 			}
+			s.copies += open.see(kind, "")
 			marked = append(marked, raw...)
 		case html.StartTagToken, html.SelfClosingTagToken:
 			whole := append([]byte(nil), raw...)
 			t := z.Token()
+			s.copies += open.see(kind, t.Data)
 			inStyle = t.Data == "style" && isForScreens(t)
 			name := 1 + nameLength(whole[1:])
 			marked = append(marked, whole[:name]...)
@@ -234,6 +201,8 @@ func (s *sheet) read() (tags []sheetTag, rules []styleRule, marked []byte) {
 		case html.EndTagToken:
 			inStyle = false
 			marked = append(marked, raw...)
+			name, _ := z.TagName()
+			open.see(kind, string(name))
 		default:
 			marked = append(marked, raw...)
 		}
@@ -284,32 +253,6 @@ func markOf(n *html.Node) (int, bool) {
 		}
 	}
 	return 0, false
-}
-
-// matching returns the states of an element, and what the rules give to it, the weakest first.
-func matching(n *html.Node, rules []styleRule, parents []chainState) (states []chainState, normal, important []cssDecl) {
-	var found []*styleRule
-	states = make([]chainState, len(rules))
-	for i := range rules {
-		var whole bool
-		if states[i], whole = rules[i].step(n, parents[i]); whole {
-			found = append(found, &rules[i])
-		}
-	}
-	slices.SortStableFunc(found, func(a, b *styleRule) int {
-		x, y := a.weight, b.weight
-		return cmp.Or(cmp.Compare(x[0], y[0]), cmp.Compare(x[1], y[1]), cmp.Compare(x[2], y[2]))
-	})
-	for _, r := range found {
-		for _, d := range r.decls {
-			if d.important {
-				important = append(important, d)
-			} else {
-				normal = append(normal, d)
-			}
-		}
-	}
-	return states, normal, important
 }
 
 // sourcePlace is where a tag begins in its source.

@@ -2,6 +2,7 @@ package campaign
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -132,6 +133,15 @@ func TestStyleLimits(t *testing.T) {
 	deep := "<style>" + strings.Repeat("i ", 20) + "u{a:b}q{c:d}</style>" + strings.Repeat("<i>", 400) + "<u><q>"
 	out, _ = styled(t, &api.CampaignTemplate{HTML: "<style>x " + deep[len("<style>"):]}, nil)
 	require.True(t, strings.HasSuffix(out[partHTML], `<u><q style="c:d">`), "a selector that could be laid over the elements in countless ways ends")
+	var bomb strings.Builder // 300 elements that are opened anew in each of 100,000 paragraphs
+	bomb.WriteString("<style>p{margin:0}</style>")
+	for i := range 300 {
+		fmt.Fprintf(&bomb, "<p><font size=%d></p>", i)
+	}
+	bomb.WriteString(strings.Repeat("<p>x", 100_000))
+	out, warnings = styled(t, &api.CampaignTemplate{HTML: bomb.String()}, nil)
+	require.Empty(t, out)
+	require.Contains(t, warnings[0].Detail, "too many open")
 	_, warnings = styled(t, &api.CampaignTemplate{HTML: "<style>\n%%{margin:0}</style><p>"}, nil)
 	require.Len(t, warnings, 1)
 	require.Contains(t, warnings[0].Detail, "is not understood")
