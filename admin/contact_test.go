@@ -34,7 +34,7 @@ const customers = `{"name":"customers","display_name":"Shop customers","opt_in":
 func TestListsOverTheAPI(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	token := h.key("shop", "contacts:read", "contacts:write")
+	token := h.key("acme", "contacts:read", "contacts:write")
 	l := send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201, "Idempotency-Key", "k1")
 	require.True(t, strings.HasPrefix(l.ID, "lst_"))
 	require.Equal(t, []api.Topic{{Name: "promotions", Default: "subscribed"}, {Name: "news", Default: "unsubscribed"}}, l.Topics)
@@ -64,7 +64,7 @@ func TestListsOverTheAPI(t *testing.T) {
 func TestContactsOverTheAPI(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	token := h.key("shop", "contacts:read", "contacts:write")
+	token := h.key("acme", "contacts:read", "contacts:write")
 	l := send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201)
 	put := `{"list":"customers","status":"true","attributes":{"Name":"Ann","Gender":"F","CreateTime":"2023-01-05T16:00:00+09:00","big":12345678901234567890},
 	 "timezone":"Europe/Paris","locale":"fr","topics":{"news":"subscribed"},"consent":{"at":"2026-01-02T03:04:05Z","ip":"192.0.2.1","text":"yes"}}`
@@ -103,7 +103,7 @@ func TestContactsOverTheAPI(t *testing.T) {
 	p := h.raw("PATCH", "/v1/contacts/"+c.ID, token, `{"list":"customers","status":1}`, "Content-Type", "application/json").problem(t)
 	require.Equal(t, "unsubscribed", p.Code)
 	send[api.Contact](h, "PATCH", "/v1/contacts/"+c.ID, token, `{"list":"customers","status":1,"allow_resubscribe":true}`, 200)
-	_, err := h.list.Add(t.Context(), suppression.Entry{Account: "shop", Address: "ann@example.com", Reason: suppression.Complaint})
+	_, err := h.list.Add(t.Context(), suppression.Entry{Account: "acme", Address: "ann@example.com", Reason: suppression.Complaint})
 	require.NoError(t, err)
 	page := send[api.Page[api.Contact]](h, "GET", "/v1/lists/"+l.ID+"/contacts?status=subscribed", token, "", 200)
 	require.Len(t, page.Data, 1)
@@ -124,7 +124,7 @@ func TestContactsOverTheAPI(t *testing.T) {
 func TestAtomicBatchWritesAllOrNothing(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	token := h.key("shop", "contacts:read", "contacts:write")
+	token := h.key("acme", "contacts:read", "contacts:write")
 	send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201)
 	p := h.post("/v1/contacts/batch", token, `{"list":"customers","contacts":[{"email":"a@x.example"},{"email":"b@x.example","attributes":{"Gender":"Q"}},{"email":"c"}]}`).problem(t)
 	require.Equal(t, []string{"/contacts/1/Gender", "/contacts/2/email"}, []string{p.Errors[0].Pointer, p.Errors[1].Pointer})
@@ -140,7 +140,7 @@ func TestAtomicBatchWritesAllOrNothing(t *testing.T) {
 func TestSegmentsOverTheAPI(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	token := h.key("shop", "contacts:read", "contacts:write")
+	token := h.key("acme", "contacts:read", "contacts:write")
 	send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201)
 	send[api.ContactBatchResult](h, "POST", "/v1/contacts/batch", token, `{"list":"customers","contacts":[
 	 {"email":"a@x.example","attributes":{"Gender":"F","CreateTime":"2023-01-01"}},{"email":"b@x.example","attributes":{"Gender":"M"}},
@@ -179,7 +179,7 @@ const upload = "Email,Name,SubscriptionStatus\nann@x.example,Ann,true\nbob@examp
 func TestImportOverTheAPI(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	token := h.key("shop", "contacts:read", "contacts:write", "contacts:import")
+	token := h.key("acme", "contacts:read", "contacts:write", "contacts:import")
 	send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201)
 	options := `{"column_map":{"Email":"email","Name":{"field":"attributes.Name"}},"delimiter":"auto"}`
 	header := []string{"Content-Type", "text/csv", "X-Import-Options", options, "Idempotency-Key", `"crm-1"`}
@@ -241,7 +241,7 @@ func digest(body string) string {
 func TestChunkedImportOverTheAPI(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	token := h.key("shop", "contacts:write", "contacts:import", "contacts:read")
+	token := h.key("acme", "contacts:write", "contacts:import", "contacts:read")
 	send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201)
 	i := send[api.Import](h, "POST", "/v1/imports", token, `{"list":"customers","format":"jsonl","expected_chunks":2}`, 201, "Idempotency-Key", "i1")
 	require.Equal(t, "open", i.State)
