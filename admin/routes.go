@@ -84,7 +84,7 @@ func (s *Server) table() []route {
 	large := func(r route, limit int64) route { r.limit = limit; return r }
 	upload := func(r route) route { r.upload = true; return r }
 	const ok, created, accepted, empty = http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNoContent
-	return slices.Concat(s.sourceRoutes(), s.templateRoutes(), s.assetRoutes(), s.contactRoutes(), s.importRoutes(), []route{
+	return slices.Concat(s.sourceRoutes(), s.templateRoutes(), s.assetRoutes(), s.contactRoutes(), s.importRoutes(), s.siteRoutes(), []route{
 		get("/v1/version", "", "Version of relayd", gives(s.version)),
 
 		large(post("/v1/campaigns", "campaigns:write", "Create a campaign; with start, send it (campaigns:send)", created,

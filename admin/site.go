@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"relayd/delivery"
 	"relayd/internal/api"
 	"relayd/spool"
 )
@@ -16,6 +17,9 @@ type Sites interface {
 	Sites(ctx context.Context, domains []string) map[string]string // looks up what it does not know
 	SiteOf(domain string) string                                   // "" when not known without a look-up
 	HasSite(name string) bool
+	SiteStates() []delivery.SiteState
+	SuspendSite(ctx context.Context, name string, h delivery.Hold) error
+	ResumeSite(ctx context.Context, name, who, reason string) (changed bool, err error)
 }
 
 // siteOf is the site that a live envelope goes to, as far as it is known.

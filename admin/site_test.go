@@ -2,11 +2,13 @@ package admin
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"relayd/delivery"
 	"relayd/internal/api"
 )
 
@@ -26,6 +28,78 @@ func (b siteBook) Sites(_ context.Context, domains []string) map[string]string {
 func (b siteBook) SiteOf(domain string) string { return b[domain] }
 
 func (b siteBook) HasSite(name string) bool { return name == "idle.example" }
+
+func (b siteBook) SiteStates() []delivery.SiteState {
+	return []delivery.SiteState{
+		{Name: "mx.google.example", Kind: "site", State: "paused", Limit: "suspended", LimitedBy: "mx.google.example", Connections: 3, Failures: 2},
+		{Name: "provider:google", Kind: "provider", State: "idle"},
+	}
+}
+
+func (b siteBook) SuspendSite(_ context.Context, name string, h delivery.Hold) error {
+	if name == "nonsense" {
+		return fmt.Errorf("%w: nonsense", delivery.ErrNoSite)
+	}
+	b["suspended "+name] = h.Who + " " + h.Reason + " " + h.Until.Sub(h.Since).String()
+	return nil
+}
+
+func (b siteBook) ResumeSite(_ context.Context, name, who, reason string) (bool, error) {
+	_, was := b["suspended "+name]
+	delete(b, "suspended "+name)
+	return was, nil
+}
+
+func TestSitesAreTheOperators(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	book := siteBook{}
+	h.deps.Sites = book
+	ctx := t.Context()
+	page, err := h.root.Sites(ctx, "", api.List{Limit: 1})
+	require.NoError(t, err)
+	require.Len(t, page.Data, 1)
+	require.Equal(t, "paused", page.Data[0].State)
+	page, err = h.root.Sites(ctx, "", api.List{Limit: 1, Cursor: page.NextCursor})
+	require.NoError(t, err)
+	require.Equal(t, "provider:google", page.Data[0].Name)
+	require.False(t, page.HasMore)
+	page, err = h.root.Sites(ctx, "idle", api.List{})
+	require.NoError(t, err)
+	require.Len(t, page.Data, 1)
+	_, err = h.root.Sites(ctx, "lazy", api.List{})
+	requireCode(t, err, api.CodeInvalidParameter)
+	page, err = h.root.Site(ctx, "MX.google.example")
+	require.NoError(t, err)
+	require.Equal(t, 2, page.Data[0].Failures)
+	_, err = h.root.Site(ctx, "mx.unknown.example")
+	requireCode(t, err, api.CodeNotFound)
+
+	changed, err := h.root.SuspendSite(ctx, "provider:Google", api.SiteSuspension{Seconds: 3600, Reason: "ticket 12"})
+	require.NoError(t, err)
+	require.Equal(t, "provider:google", changed.Name)
+	require.Contains(t, book["suspended provider:google"], "ticket 12 1h0m0s")
+	changed, err = h.root.ResumeSite(ctx, "provider:google", api.SiteResumption{})
+	require.NoError(t, err)
+	require.True(t, changed.Changed)
+	changed, err = h.root.ResumeSite(ctx, "provider:google", api.SiteResumption{})
+	require.NoError(t, err)
+	require.False(t, changed.Changed)
+	_, err = h.root.SuspendSite(ctx, "nonsense", api.SiteSuspension{})
+	requireCode(t, err, api.CodeNotFound)
+	_, err = h.root.SuspendSite(ctx, "mx.example", api.SiteSuspension{Seconds: -1})
+	requireCode(t, err, api.CodeInvalidParameter)
+	_, err = h.root.SuspendSite(ctx, "mx.example", api.SiteSuspension{Reason: "two\nlines"})
+	requireCode(t, err, api.CodeInvalidParameter)
+	require.Empty(t, book)
+
+	h.ready("beta", "beta.example")
+	_, err = h.client("beta", "all").Sites(ctx, "", api.List{})
+	require.Error(t, err)
+	_, err = h.client("beta", "all").SuspendSite(ctx, "mx.example", api.SiteSuspension{})
+	require.Error(t, err)
+	require.Empty(t, book)
+}
 
 func TestQueueBySite(t *testing.T) {
 	t.Parallel()

@@ -86,12 +86,12 @@ type explainer struct {
 
 // spoolWait is what makes a queue wait, whoever knows it.
 type spoolWait struct {
-	reason, site, text string
-	since, until       time.Time
+	reason, site, text, limit string
+	since, until              time.Time
 }
 
 func take(out *api.EnvelopeWhy, w spoolWait) {
-	out.Reason, out.Site, out.Text, out.Since, out.Until = w.reason, w.site, w.text, w.since, w.until
+	out.Reason, out.Site, out.Text, out.Since, out.Until, out.LimitedBy = w.reason, w.site, w.text, w.since, w.until, w.limit
 }
 
 // explain gives the first reason that holds: what has to be over before the next one matters comes first.
@@ -164,7 +164,7 @@ func (x *explainer) ofQueue(q spool.Queue, now time.Time) spoolWait {
 		if d.Reason == "dns" {
 			d.Until = own.NotBefore
 		}
-		w.site, w.since, w.until = d.Site, d.Since, d.Until
+		w.site, w.since, w.until, w.limit = d.Site, d.Since, d.Until, d.Limit
 		if d.Reason != "turn" {
 			w.reason, w.text = d.Reason, cmp.Or(d.Text, d.Reason)
 		}

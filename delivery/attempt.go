@@ -56,6 +56,7 @@ type pause struct {
 	host  string
 	phase Phase
 	err   error
+	rate  bool // it is about the number of messages
 }
 
 // Run tries the bundle: it renders what must be rendered, gets a session, asks the gate and sends; a connection that

@@ -11,6 +11,7 @@ import (
 type batch struct {
 	lease *spool.Lease
 	site  *site // nil for a refusal
+	flow  *flow // of the site; nil for a refusal
 	left  int   // envelopes that are not settled; the scheduler's lock holds it
 
 	pending  []settlement // waits for the settler; the settler's lock holds it
@@ -20,6 +21,7 @@ type batch struct {
 // bundle is what one transaction takes: one message, or one campaign's envelope, and its recipients at the site.
 type bundle struct {
 	batch    *batch
+	flow     *flow
 	message  *spool.Message
 	envs     []*spool.Envelope
 	class    spool.Class
@@ -39,7 +41,7 @@ func bundles(b *batch, most int, now time.Time) []*bundle {
 			t.envs = append(t.envs, e)
 			continue
 		}
-		t := &bundle{batch: b, message: m, envs: []*spool.Envelope{e}, class: e.Class, queuedAt: now}
+		t := &bundle{batch: b, flow: b.flow, message: m, envs: []*spool.Envelope{e}, class: e.Class, queuedAt: now}
 		out = append(out, t)
 		if m.Campaign == "" {
 			open[m.ID] = t

@@ -55,6 +55,10 @@ type Config struct {
 	DelayNotice time.Duration `toml:"delay_notice"`
 	// ReplyRulesFile holds rules that are asked before those of rules.txt, in the same form. Default "": none. Reloaded.
 	ReplyRulesFile string `toml:"reply_rules_file"`
+	// ProvidersFile holds rules that roll sites up to providers, in place of the built-in ones: see providers.txt. Default "".
+	ProvidersFile string `toml:"providers_file"`
+	// Limits are ceilings by site, provider, source address, account and campaign; they come before those of the rules.
+	Limits Limits `toml:"limits"`
 	// Retry is the default policy. Reloaded but for its max_age, which messages get when they are accepted.
 	Retry Retry `toml:"retry"`
 	// Smarthosts are the upstream relays that Route may name. Reloaded.
@@ -154,6 +158,12 @@ func (c Config) Validate() error {
 	lasting("suspend_first", c.SuspendFirst, time.Millisecond, 24*time.Hour)
 	lasting("suspend_max", c.SuspendMax, c.SuspendFirst, 24*time.Hour)
 	lasting("grace", c.Grace, 0, 10*time.Minute)
+	if rules, err := loadProviders(c.ProvidersFile); err != nil {
+		add("delivery.providers_file: %v", err)
+		errs = append(errs, c.Limits.validate(nil))
+	} else {
+		errs = append(errs, c.Limits.validate(rules.names()))
+	}
 	errs = append(errs, c.Retry.validate("delivery.retry"))
 	for name, r := range c.Policies {
 		errs = append(errs, r.validate("retry."+name))

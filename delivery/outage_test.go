@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"net/netip"
 	"sync"
 	"syscall"
 	"testing"
@@ -13,8 +12,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"relayd/internal/resolver"
-	"relayd/internal/resolver/resolvertest"
 	"relayd/internal/testutil"
 	"relayd/spool"
 )
@@ -62,16 +59,8 @@ func outageRig(t *testing.T, w *wire, mx *testutil.MX) *rig {
 }
 
 func outageRigWith(t *testing.T, w *wire, mx *testutil.MX, change func(*Config)) *rig {
-	w.accepts, w.closed = make(chan net.Conn), make(chan struct{})
-	mx.Listen = func() (net.Listener, error) { return w, nil }
-	mx.Start(t)
-	r := newRigOn(t, &resolvertest.Fake{
-		MX: map[string][]resolver.MX{"dest.example": {{Host: "mx.dest.example", Pref: 10}}},
-		IP: map[string][]netip.Addr{"mx.dest.example": {netip.MustParseAddr("192.0.2.1")}},
-	})
-	r.cfg = DefaultConfig()
+	r := wireRig(t, w, mx, map[string]string{"dest.example": "mx.dest.example"})
 	change(&r.cfg)
-	r.network = w
 	return r.start()
 }
 

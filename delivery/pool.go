@@ -1,6 +1,8 @@
 package delivery
 
 import (
+	"context"
+	"net"
 	"sync"
 	"time"
 )
@@ -9,15 +11,34 @@ import (
 type pool struct {
 	mu     sync.Mutex
 	idle   map[string][]*Session // by site, the last used at the end
+	groups map[string]string     // provider of each site that has idle sessions, where it has one
+	counts map[string]int        // idle sessions by provider
 	count  int
 	closed bool
-	most   int           // messages per session
 	keep   time.Duration // idle time, 0: none
 	now    func() time.Time
 }
 
+// home is where a session belongs.
+type home struct {
+	site     string // key
+	provider string // name, "" for none
+	messages int    // that a session may send
+}
+
+// home is where the site's sessions belong.
+func (st *site) home() home {
+	h := home{site: st.key, messages: st.terms.messages}
+	if st.provider != nil {
+		h.provider = st.provider.name
+	}
+	return h
+}
+
 func newPool(cfg Config, now func() time.Time) *pool {
-	return &pool{idle: map[string][]*Session{}, most: cfg.MaxMessagesPerConnection, keep: cfg.IdleTimeout, now: now}
+	return &pool{
+		idle: map[string][]*Session{}, groups: map[string]string{}, counts: map[string]int{}, keep: cfg.IdleTimeout, now: now,
+	}
 }
 
 // take returns the session of the site that was used last, or nil.
@@ -40,15 +61,18 @@ func (p *pool) take(site string) *Session {
 }
 
 // put takes a session back. One that is broken or worn out is closed.
-func (p *pool) put(site string, s *Session) {
-	if !p.usable(s) || p.keep == 0 {
+func (p *pool) put(h home, s *Session) {
+	if !p.usable(s, h.messages) || p.keep == 0 {
 		s.Close()
 		return
 	}
 	s.lastUsed = p.now()
 	p.mu.Lock()
 	if !p.closed {
-		p.set(site, append(p.idle[site], s))
+		if h.provider != "" {
+			p.groups[h.site] = h.provider
+		}
+		p.set(h.site, append(p.idle[h.site], s))
 		s = nil
 	}
 	p.mu.Unlock()
@@ -57,8 +81,8 @@ func (p *pool) put(site string, s *Session) {
 	}
 }
 
-// usable tells whether one more transaction may go over the session.
-func (p *pool) usable(s *Session) bool { return !s.broken && s.sent < p.most }
+// usable tells whether one more transaction may go over the session, of which there may be most.
+func (p *pool) usable(s *Session, most int) bool { return !s.broken && s.sent < most }
 
 // reap closes what was idle for too long and tells when to come back, zero for never.
 func (p *pool) reap() time.Time {
@@ -85,13 +109,16 @@ func (p *pool) reap() time.Time {
 }
 
 // evict takes out the idle session of another site that was idle for longest, for the caller to close; nil for none.
-func (p *pool) evict(but string) *Session {
+func (p *pool) evict(but string) *Session { return p.evictOf("", but) }
+
+// evictOf is evict among the sites of a provider, of all for "".
+func (p *pool) evictOf(provider, but string) *Session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var oldest *Session
 	var of string
 	for site, list := range p.idle {
-		if site != but && (oldest == nil || list[0].lastUsed.Before(oldest.lastUsed)) {
+		if site != but && (provider == "" || p.groups[site] == provider) && (oldest == nil || list[0].lastUsed.Before(oldest.lastUsed)) {
 			oldest, of = list[0], site
 		}
 	}
@@ -116,9 +143,16 @@ func (p *pool) close() {
 
 // set replaces the list of a site. The caller holds mu.
 func (p *pool) set(site string, list []*Session) {
-	p.count += len(list) - len(p.idle[site])
+	more := len(list) - len(p.idle[site])
+	p.count += more
+	if g := p.groups[site]; g != "" {
+		if p.counts[g] += more; p.counts[g] == 0 {
+			delete(p.counts, g)
+		}
+	}
 	if len(list) == 0 {
 		delete(p.idle, site)
+		delete(p.groups, site)
 	} else {
 		p.idle[site] = list
 	}
@@ -129,6 +163,26 @@ func (p *pool) size(site string) (all, ofSite int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.count, len(p.idle[site])
+}
+
+// sizeOf is the number of idle sessions of a provider, and of one site.
+func (p *pool) sizeOf(provider, site string) (all, ofSite int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counts[provider], len(p.idle[site])
+}
+
+// rebind lets the session live as long as another context than the one that it was opened under.
+func (s *Session) rebind(ctx context.Context) {
+	if s == nil || !s.unwatch() {
+		return // it is closed already
+	}
+	s.ctx = ctx
+	conn := s.conn
+	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS would want to say goodbye
+		conn = inner.NetConn()
+	}
+	s.unwatch = context.AfterFunc(ctx, func() { _ = conn.Close() })
 }
 
 func closeAll(list []*Session) {

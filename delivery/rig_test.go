@@ -36,6 +36,7 @@ type rig struct {
 	skew    *atomic.Int64 // of the clock, in nanoseconds
 	cfg     Config
 	deps    Deps
+	db      *kv.Bolt
 	store   *spool.Store
 	dns     *resolvertest.Server
 	sched   *Scheduler
@@ -87,7 +88,7 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	})
 	require.NoError(t, err)
 
-	r := &rig{t: t, skew: skew, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
+	r := &rig{t: t, skew: skew, db: db, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
 	store.OnSettle(func(_ kv.Tx, settled []spool.Settled) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -98,7 +99,7 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	})
 	r.cfg = DefaultConfig()
 	r.deps = Deps{
-		Spool: store, Resolver: res, Door: door, Hostname: "relay.test", Log: slog.New(r.logs), Metrics: r.reg,
+		Spool: store, DB: db, Events: events, Resolver: res, Door: door, Hostname: "relay.test", Log: slog.New(r.logs), Metrics: r.reg,
 		Now: now,
 	}
 	return r
@@ -138,6 +139,7 @@ func (r *rig) shutdown() {
 // envelope options of submit.
 type submission struct {
 	from     string
+	account  string
 	to       []string
 	size     int
 	class    spool.Class
@@ -160,6 +162,9 @@ func (r *rig) submit(s submission) mail.QueueID {
 	if s.class == 0 {
 		s.class = spool.Transactional
 	}
+	if s.account == "" {
+		s.account = "default"
+	}
 	if s.stream == "" {
 		s.stream = "transactional"
 	}
@@ -170,7 +175,7 @@ func (r *rig) submit(s submission) mail.QueueID {
 	raw := testutil.Message("sender@sender.example", s.to[0], "test "+id.String(), max(s.size, 500))
 	header, body, _ := strings.Cut(raw, "\r\n\r\n")
 	m := &spool.Message{
-		ID: id, Account: "default", Stream: s.stream, Class: s.class, Campaign: s.campaign,
+		ID: id, Account: s.account, Stream: s.stream, Class: s.class, Campaign: s.campaign,
 		Header: []byte(header + "\r\n" + s.header), Size: int64(len(raw) + len(s.header)), EightBit: s.eightBit,
 		MessageID: "<x@test.example>", Subject: "test", AcceptedAt: now, ExpiresAt: now.Add(s.expires), Retry: s.retry,
 	}
@@ -184,7 +189,7 @@ func (r *rig) submit(s submission) mail.QueueID {
 	for i, to := range s.to {
 		p := mail.MustParsePath(to)
 		envs = append(envs, &spool.Envelope{
-			ID: mail.EnvelopeID{Message: id, N: uint64(i)}, Queue: spool.Queue{Account: "default", Stream: s.stream, Domain: p.Domain},
+			ID: mail.EnvelopeID{Message: id, N: uint64(i)}, Queue: spool.Queue{Account: s.account, Stream: s.stream, Domain: p.Domain},
 			Class: s.class, To: p, NextAttempt: now, Notify: s.notify,
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"relayd/internal/event"
 	"relayd/internal/intake"
+	"relayd/internal/kv"
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
 	"relayd/spool"
@@ -47,6 +50,8 @@ type Door interface {
 // Deps are what a Scheduler works with.
 type Deps struct {
 	Spool    *spool.Store
+	DB       kv.DB      // keeps what is known of sites; nil: it is forgotten at the end
+	Events   *event.Log // learns what operators do to sites; nil: nobody does
 	Resolver Resolver
 	Composer Composer // nil: no campaigns
 	Gate     Gate     // nil: everything is wanted
@@ -67,6 +72,8 @@ type Scheduler struct {
 	router  *router
 	engine  *engine
 	pool    *pool
+	rollup  *providerRules
+	memory  *memory
 	settler *settler
 	retrier *retrier
 	rules   atomic.Pointer[Classifier]
@@ -85,20 +92,26 @@ type Scheduler struct {
 	mu        sync.Mutex
 	stopping  bool
 	sites     map[string]*site
+	providers map[string]*limiter // of those that a site belongs to
+	accounts  map[string]*limiter
+	campaigns map[string]*limiter
+	sources   map[string]*limiter
+	alarms    alarmHeap
 	batches   map[*batch]struct{}
 	starved   []*site
-	streams   map[streamKey]int // lane of the last lease
+	streams   map[flowKey]int   // lane of the last lease
 	domains   map[string]int    // failed look-ups in a row
 	known     map[string]string // site of each queue domain, by name
 	lookups   int
+	leased    int // envelopes under lease at sites
 	workers   int
-	bulk      int // of them
-	unproven  int // of them, at sites where no session was opened yet
+	bulk      int                  // of them
+	fresh     map[*worker]struct{} // of them, at sites where no session was opened yet
+	unproven  int                  // their number
+	suspects  int                  // workers at sites that failed last time
 	suspended int
 	swept     time.Time
 }
-
-type streamKey struct{ account, stream string }
 
 // Bounds of what is remembered and of what runs.
 const (
@@ -134,11 +147,19 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 		return nil, err
 	}
 	r := newRouter(cfg, deps)
+	rollup, err := loadProviders(cfg.ProvidersFile)
+	if err != nil {
+		return nil, fmt.Errorf("read provider rules: %w", err)
+	}
 	m := newMetrics(deps.Metrics)
 	s := &Scheduler{
 		cfg: cfg, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
-		streams: map[streamKey]int{}, domains: map[string]int{}, known: map[string]string{},
+		streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]string{}, fresh: map[*worker]struct{}{},
+		providers: map[string]*limiter{}, accounts: map[string]*limiter{}, campaigns: map[string]*limiter{}, sources: map[string]*limiter{}, rollup: rollup,
+	}
+	if s.memory, err = newMemory(deps.DB, deps.Events, log, now); err != nil {
+		return nil, err
 	}
 	s.rules.Store(rules)
 	s.working, s.abandon = context.WithCancel(context.Background())
@@ -208,7 +229,15 @@ func (s *Scheduler) loop(ctx context.Context) {
 			next = t
 		}
 		s.sweepSites(now)
+		s.mu.Lock()
+		if t := s.ring(now); !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+		s.mu.Unlock()
 		wait := time.Minute
+		if s.hurry(now) {
+			wait = slowConnect / 4
+		}
 		if !next.IsZero() {
 			wait = min(max(next.Sub(now), 0), wait)
 		}
@@ -392,18 +421,20 @@ func (s *Scheduler) abandonRest(b *batch, next time.Time) {
 }
 
 // settled is told by the settler when results are durable: their site may lease more.
-func (s *Scheduler) settled(b *batch, done []settlement) {
+func (s *Scheduler) settled(b *batch, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b.left -= len(done)
+	b.left -= n
 	if b.left == 0 {
 		delete(s.batches, b)
 	}
-	if b.site != nil {
-		for i := range done {
-			b.site.leased[laneOf(done[i].envelope.Class)]--
-		}
-		s.kick(b.site)
+	if st := b.site; st != nil {
+		st.leased -= n
+		b.flow.leased -= n
+		s.leased -= n
+		st.feed(b.flow)
+		s.kick(st)
+		s.tidy(st, b.flow)
 	}
 }
 
@@ -412,7 +443,9 @@ func (s *Scheduler) drain() {
 	s.mu.Lock()
 	s.stopping = true
 	for _, st := range s.sites {
-		st.ready = [2][]*bundle{}
+		for _, f := range st.flows {
+			st.takeReady(f)
+		}
 	}
 	s.mu.Unlock()
 	finished := make(chan struct{})
@@ -446,6 +479,7 @@ func (s *Scheduler) drain() {
 	for _, b := range open {
 		s.abandonRest(b, s.now())
 	}
+	s.keepAll()
 	s.giveUp()
 	s.log.Info("delivery.stopped", "count", len(open))
 }

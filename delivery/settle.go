@@ -20,7 +20,7 @@ type settler struct {
 	log      *slog.Logger
 	metrics  *metrics
 	now      func() time.Time
-	settled  func(b *batch, done []settlement) // told after they are durable
+	settled  func(b *batch, n int) // told how many are durable
 
 	mu        sync.Mutex
 	unsettled int       // results that sessions handed in and that are not durable yet
@@ -86,6 +86,24 @@ func (s *settler) drain(b *batch) {
 	}
 }
 
+// giveBack returns envelopes of a lease to their queues in the background: nothing has happened that anybody would be told.
+func (s *settler) giveBack(b *batch, envs []*spool.Envelope, next time.Time) {
+	s.wg.Go(func() {
+		for delay := 50 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
+			err := s.store.GiveBack(s.ctx, b.lease, envs, next)
+			if err == nil {
+				s.settled(b, len(envs))
+				return
+			}
+			s.metrics.settleFails.Inc()
+			s.log.Error("release.failed", "count", len(envs), "err", err)
+			if s.ctx.Err() != nil || sleep(s.ctx, delay) != nil {
+				return
+			}
+		}
+	})
+}
+
 // settle makes results durable with the notices that they cause, and tries until it can or is told to give up: what
 // is not settled stays under lease and is in doubt at the next start.
 func (s *settler) settle(b *batch, done []settlement) {
@@ -96,7 +114,7 @@ func (s *settler) settle(b *batch, done []settlement) {
 		case err == nil:
 			s.publish(done)
 			out.added()
-			s.settled(b, done)
+			s.settled(b, len(done))
 			return
 		case len(done) > 1 && (errors.Is(err, spool.ErrLeaseLost) || errors.Is(err, kv.ErrNoSpace)):
 			// on a full disk less at a time takes less room, and each message that goes makes some
@@ -104,13 +122,13 @@ func (s *settler) settle(b *batch, done []settlement) {
 			return
 		case errors.Is(err, spool.ErrLeaseLost):
 			s.log.Error("settle.lost", "envelope", done[0].envelope.ID.String(), "err", err)
-			s.settled(b, done)
+			s.settled(b, len(done))
 			return
 		}
 		s.metrics.settleFails.Inc()
 		s.log.Error("settle.failed", "count", len(done), "err", err)
 		if s.ctx.Err() != nil || sleep(s.ctx, delay) != nil {
-			s.settled(b, nil)
+			s.settled(b, 0)
 			return
 		}
 	}

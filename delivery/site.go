@@ -3,7 +3,6 @@ package delivery
 import (
 	"time"
 
-	"relayd/internal/mail"
 	"relayd/spool"
 )
 
@@ -13,121 +12,147 @@ type site struct {
 	name  string
 	route *route // as of the last look-up
 
-	queues  [2][]spool.Queue // taken from the spool, to be leased from: bulk and the rest
-	ready   [2][]*bundle     // leased, in the order in which workers take them
-	leased  [2]int           // envelopes under lease and not settled
-	batch   [2]int           // envelopes per lease
-	filling bool             // a goroutine leases
-	refill  [2]time.Time     // when the last lease came
+	own      *limiter // of the site
+	provider *limiter // nil where its hosts belong to none
+	rule     *Provider
+	source   *limiter // of the address that mail leaves from
+	terms    terms
 
-	running  int       // workers
-	bulk     int       // of them, those that send bulk
-	window   int       // workers allowed now
-	proven   bool      // a session was opened since the last failure
-	starved  bool      // waits for a connection in all
-	failures int       // pauses in a row
-	paused   time.Time // when the first of them began
-	resume   time.Time
-	reply    mail.Reply // of the pause
-	host     string
-	used     time.Time
+	flows   map[flowKey]*flow
+	hungry  [lanes][]*flow // have queues and room for what is leased from them, in turn
+	rings   [lanes]ring    // flows that have something ready
+	ready   [lanes]int     // bundles that are ready
+	leased  int            // envelopes under lease and not settled
+	filling bool           // a goroutine leases
+
+	bulk    int  // running workers that send bulk
+	proven  bool // a session was opened since the last failure
+	starved bool // waits for a connection in all
+	used    time.Time
 }
 
-// The lanes of a site: bulk never stands before the rest.
+// terms are what one session at a site may do.
+type terms struct {
+	messages   int // over one connection
+	recipients int // in one transaction
+}
+
+// The lanes of a site, one for each class: bulk never stands before the rest.
 const (
-	laneFast = iota
+	laneUrgent = iota
+	laneTransactional
 	laneBulk
+	lanes
 )
 
 func laneOf(c spool.Class) int {
-	if c == spool.Bulk {
-		return laneBulk
+	switch c {
+	case spool.Urgent:
+		return laneUrgent
+	case spool.Transactional:
+		return laneTransactional
 	}
-	return laneFast
+	return laneBulk
 }
 
 // Sizes of leases. Small enough that a crash leaves few in doubt, large enough that the durable record costs little.
 const (
-	minLease      = 100
+	minLease      = 100 // where a flow is alone
 	maxLease      = 800
-	leaseQueues   = 64 // queues of one lease
-	initialWindow = 5  // workers of a site once one session was opened; each success allows one more
+	sharedLease   = 20           // where many flows share the site
+	leaseQueues   = 64           // queues of one lease
+	maxSiteLeased = 4 * maxLease // envelopes under lease at one site
+	maxLeased     = 50_000       // and in all; beyond, each site gets few at a time
+	fewLeased     = 10
 )
 
-func newSite(r *route) *site {
-	return &site{key: r.key, name: r.name, route: r, window: 1, batch: [2]int{minLease, minLease}}
-}
-
-// wanted picks the queues to lease from next, none when enough is ready or under way.
-func (s *site) wanted() (lane int, queues []spool.Queue) {
-	for lane := range s.queues {
-		n := len(s.queues[lane])
-		if n == 0 || len(s.ready[lane]) > 2*s.window || s.leased[lane] > 2*s.batch[lane] {
-			continue
-		}
-		n = min(n, leaseQueues)
-		queues := s.queues[lane][:n:n]
-		s.queues[lane] = s.queues[lane][n:]
-		return lane, queues
-	}
-	return 0, nil
-}
-
-// adapt grows leases that are used up at once and shrinks those that last.
-func (s *site) adapt(lane int, now time.Time) {
-	switch last := now.Sub(s.refill[lane]); {
-	case last < 250*time.Millisecond:
-		s.batch[lane] = min(2*s.batch[lane], maxLease)
-	case last > 2*time.Second:
-		s.batch[lane] = max(s.batch[lane]/2, minLease)
-	}
-	s.refill[lane] = now
-}
-
-// push adds bundles in class order: urgent ones go before all that are not.
-func (s *site) push(list []*bundle) {
-	for _, b := range list {
-		lane := laneOf(b.class)
-		if b.class == spool.Urgent {
-			i := 0
-			for i < len(s.ready[lane]) && s.ready[lane][i].class == spool.Urgent {
-				i++
-			}
-			s.ready[lane] = append(s.ready[lane], nil)
-			copy(s.ready[lane][i+1:], s.ready[lane][i:])
-			s.ready[lane][i] = b
-			continue
-		}
-		s.ready[lane] = append(s.ready[lane], b)
-	}
-}
-
-// pushFront gives back what a worker could not send.
-func (s *site) pushFront(b *bundle) {
-	lane := laneOf(b.class)
-	s.ready[lane] = append([]*bundle{b}, s.ready[lane]...)
-}
-
-// isSuspended tells whether the site of a route is paused now.
+// isSuspended tells whether the site of a route is paused now, or an operator has suspended it.
 func (s *Scheduler) isSuspended(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.sites[key]
-	return st != nil && s.now().Before(st.resume)
+	return st != nil && st.stops(s.now())
 }
 
-// pop takes the next bundle, of bulk only where that may be sent.
-func (s *site) pop(bulk bool) *bundle {
-	for lane := range s.ready {
-		if len(s.ready[lane]) == 0 || lane == laneBulk && !bulk {
-			continue
+// stops tells that a pause or a suspension holds the site or its provider, not just a rate.
+func (st *site) stops(now time.Time) bool {
+	for _, l := range st.limiters() {
+		if d := l.closed(now); d != nil && (d.reason == waitSuspended || d.reason == waitOperator) {
+			return true
 		}
-		b := s.ready[lane][0]
-		s.ready[lane][0] = nil
-		s.ready[lane] = s.ready[lane][1:]
-		return b
+	}
+	return false
+}
+
+// busy tells that a site holds work of any kind.
+func (st *site) busy() bool {
+	if st.own.running > 0 || st.filling || st.leased > 0 {
+		return true
+	}
+	for _, f := range st.flows {
+		if len(f.queues) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// idle tells that the scheduler may forget the site.
+func (st *site) idle(now time.Time, memory time.Duration) bool {
+	return !st.busy() && now.Sub(st.used) > memory && !st.own.hold.holds(now)
+}
+
+// window is how many connections the site may have now.
+func (st *site) window() int {
+	n := st.own.gov.allowed()
+	if st.own.most > 0 {
+		n = min(n, st.own.most)
+	}
+	if p := st.provider; p != nil {
+		n = min(n, p.gov.allowed())
+		if p.most > 0 {
+			n = min(n, p.most)
+		}
+	}
+	return n
+}
+
+// limiters are those that hold for all of a site, what has to be over first in front.
+func (st *site) limiters() []*limiter {
+	if st.provider == nil {
+		return []*limiter{st.own, st.source}
+	}
+	return []*limiter{st.own, st.provider, st.source}
+}
+
+// closed tells what keeps the whole site from sending, whatever the number of connections.
+func (st *site) closed(now time.Time) *denial {
+	for _, l := range st.limiters() {
+		if d := l.closed(now); d != nil {
+			return d
+		}
 	}
 	return nil
+}
+
+// full tells whether one connection more is too many.
+func (st *site) full() *denial {
+	for _, l := range st.limiters() {
+		if d := l.full(l.running); d != nil {
+			return d
+		}
+	}
+	return nil
+}
+
+// over tells whether the site has more connections than it may have now.
+func (st *site) over() bool {
+	for _, l := range st.limiters() {
+		if l.full(l.running-1) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // bulkWindow is how many workers may send bulk: one in ten is kept free, so that a code overtakes a campaign.
@@ -136,10 +161,4 @@ func bulkWindow(window int) int {
 		return window
 	}
 	return window - max(1, window/10)
-}
-
-// idle tells that the scheduler may forget the site.
-func (s *site) idle(now time.Time, memory time.Duration) bool {
-	return s.running == 0 && !s.filling && len(s.queues[0])+len(s.queues[1])+len(s.ready[0])+len(s.ready[1])+s.leased[0]+s.leased[1] == 0 &&
-		now.Sub(s.used) > memory
 }

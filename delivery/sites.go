@@ -104,5 +104,5 @@ func (s *Scheduler) HasSite(name string) bool {
 			return true
 		}
 	}
-	return false
+	return s.memory.held()[strings.ToLower(name)] != nil
 }

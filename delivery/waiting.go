@@ -11,7 +11,8 @@ import (
 
 // Wait says what delivery makes a queue wait for. The zero Wait: nothing.
 type Wait struct {
-	Reason string     // suspended, dns, connections, window, turn
+	Reason string     // suspended_by_operator, suspended, rate, pace, connections, window, dns, turn
+	Limit  string     // that holds: "site mx.example.com", "provider google", "account acme", "delivery.max_connections"
 	Site   string     // "" where the domain has none
 	Since  time.Time  // zero: not known
 	Until  time.Time  // zero: until there is room
@@ -43,24 +44,14 @@ func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
 	if st == nil {
 		return Wait{Reason: "turn", Site: r.name}
 	}
-	w := Wait{Site: st.name}
-	ready := 0
-	for lane := range st.ready {
-		ready += len(st.ready[lane])
+	if w, limited := s.waitOf(st, q, s.now()); limited {
+		return w
 	}
-	window := min(st.window, s.cfg.MaxConnectionsPerSite)
-	switch {
-	case s.now().Before(st.resume):
-		w.Reason, w.Since, w.Until, w.Reply, w.Host = "suspended", st.paused, st.resume, st.reply, st.host
-		w.Text = fmt.Sprintf("paused after %d failures in a row", st.failures)
-	case st.starved && st.running == 0:
-		w.Reason = "connections"
-		w.Text = fmt.Sprintf("all connections are in use (delivery.max_connections = %d)", s.cfg.MaxConnections)
-	case st.running >= window:
-		w.Reason = "window"
-		w.Text = fmt.Sprintf("%d of %d connections of the site are busy, %d transactions are ready before it", st.running, window, ready)
-	default:
-		w.Reason = "turn"
+	if st.starved && st.own.running == 0 {
+		return Wait{
+			Reason: waitConnections, Site: st.name, Limit: "delivery.max_connections",
+			Text: fmt.Sprintf("all connections are in use (delivery.max_connections = %d)", s.cfg.MaxConnections),
+		}
 	}
-	return w
+	return Wait{Reason: "turn", Site: st.name}
 }

@@ -240,16 +240,5 @@ func (s *Store) unlease(ctx context.Context, key []byte, picks []picked) error {
 
 // Release gives the unsettled envelopes of the lease back without counting an attempt, not before next.
 func (s *Store) Release(ctx context.Context, l *Lease, next time.Time) error {
-	s.queues.mu.Lock()
-	var results []Result
-	for _, e := range l.Envelopes {
-		if s.queues.leased[e.ID] == l {
-			results = append(results, Result{ID: e.ID, NextAttempt: next})
-		}
-	}
-	s.queues.mu.Unlock()
-	if len(results) == 0 {
-		return nil
-	}
-	return s.settle(ctx, l, results, true, nil)
+	return s.GiveBack(ctx, l, l.Envelopes, next)
 }

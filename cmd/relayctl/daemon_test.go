@@ -247,3 +247,38 @@ func TestCampaignsOfTheDaemon(t *testing.T) {
 	r.refused("unsubscribe_url", "campaign", "create", "--subject", "x", "--text", customers, "--from", "deals@shop.example")
 	r.refused("from_not_verified", "campaign", "create", "--subject", "x", "--template", html, "--from", "deals@other.example")
 }
+
+func TestSitesOfTheDaemon(t *testing.T) {
+	t.Parallel()
+	r := newRelay(t)
+	var page api.Page[api.Site]
+	r.json(&page, "", "site", "list")
+	require.Empty(t, page.Data)
+	var c api.SiteChanged
+	r.json(&c, "", "site", "suspend", "Provider:Google", "--for", "90m", "--reason", "ticket 12")
+	require.True(t, c.Changed)
+	require.WithinDuration(t, time.Now().Add(90*time.Minute), c.Until, time.Minute)
+	r.json(&c, "", "site", "suspend", "mx.slow.example")
+	r.json(&page, "", "site", "list", "--state", "suspended")
+	require.Len(t, page.Data, 2)
+	r.json(&page, "", "site", "show", "provider:google")
+	require.Equal(t, "ticket 12", page.Data[0].Hold.Reason)
+	code, out, _ := ctl(t, r.socket, "", "site", "show", "provider:google")
+	require.Zero(t, code)
+	require.Contains(t, out, "suspended_by_operator provider:google")
+	var events api.Page[map[string]any]
+	require.NoError(t, api.NewUnixClient(r.d.SocketPath()).Do(t.Context(), "GET", "/v1/events", map[string][]string{"type": {"site.suspended"}}, nil, &events))
+	require.Len(t, events.Data, 2, "audited")
+
+	r.json(&c, "", "site", "resume", "mx.slow.example")
+	require.True(t, c.Changed)
+	r.json(&c, "", "site", "resume", "mx.slow.example")
+	require.False(t, c.Changed)
+	r.refused("provider rules know no", "site", "suspend", "provider:gogle")
+	r.refused("neither a host name nor a smarthost", "site", "suspend", "nonsense")
+	r.refused("no such site", "site", "show", "mx.unknown.example")
+	for _, args := range [][]string{{"site", "suspend", "mx.example.com", "--for", "1ms"}, {"site", "list", "--state", "lazy"}, {"site", "show"}} {
+		code, _, errOut := ctl(t, r.socket, "", args...)
+		require.Equal(t, exitUsage, code, errOut)
+	}
+}

@@ -108,7 +108,7 @@ Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong usag
 	f.StringVarP(&a.format, "output", "o", "table", "output `format`: table, json or csv")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "csv"}, cobra.ShellCompDirectiveNoFileComp))
 	group(root)
-	root.AddCommand(a.queueCommand(), a.whyCommand(), a.backupCommand(), a.campaignCommand(), a.listCommand(), a.contactCommand(),
+	root.AddCommand(a.queueCommand(), a.siteCommand(), a.whyCommand(), a.backupCommand(), a.campaignCommand(), a.listCommand(), a.contactCommand(),
 		a.segmentCommand(), a.importCommand(), a.complianceCommand(), a.templateCommand(), a.assetCommand(), a.suppressionCommand(), a.sourceCommand(), a.credentialCommand(), a.keyCommand(),
 		a.domainCommand(), a.sendCommand(), a.spfCommand(), a.dkimCommand(), a.replyCommand(), a.versionCommand())
 	root.AddCommand(a.bounceCommand())

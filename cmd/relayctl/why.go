@@ -52,6 +52,7 @@ func whyPairs(e *api.EnvelopeWhy) pairs {
 		{"state", e.State},
 		{"because", e.Text},
 		{"site", e.Site},
+		{"limited by", e.LimitedBy},
 		{"since", moment(e.Since)},
 		{"until", moment(e.Until)},
 		{"attempts", number(e.Attempts)},
@@ -63,14 +64,14 @@ func whyPairs(e *api.EnvelopeWhy) pairs {
 }
 
 func whyRows(w api.QueueWhy) *rows {
-	t := &rows{header: []string{"envelope", "to", "state", "reason", "text", "site", "since", "until", "attempts", "last reply"}}
+	t := &rows{header: []string{"envelope", "to", "state", "reason", "text", "site", "limited by", "since", "until", "attempts", "last reply"}}
 	for i := range w.Envelopes {
 		e := &w.Envelopes[i]
 		last := ""
 		if n := len(e.Replies); n > 0 {
 			last = reply(e.Replies[n-1].Reply)
 		}
-		t.add(e.ID, e.To, e.State, e.Reason, e.Text, e.Site, moment(e.Since), moment(e.Until), number(e.Attempts), last)
+		t.add(e.ID, e.To, e.State, e.Reason, e.Text, e.Site, e.LimitedBy, moment(e.Since), moment(e.Until), number(e.Attempts), last)
 	}
 	return t
 }

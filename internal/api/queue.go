@@ -63,16 +63,18 @@ type QueueWhy struct {
 
 // EnvelopeWhy is the one answer for one envelope.
 type EnvelopeWhy struct {
-	ID       string      `json:"id"`
-	To       string      `json:"to"`
-	State    string      `json:"state"`          // ready, deferred, held, leased, or an outcome
-	Reason   string      `json:"reason"`         // finished, attempt, held, paused, retry, scheduled, suspended, dns, connections, window, turn
-	Text     string      `json:"text"`           // the same for people
-	Site     string      `json:"site,omitempty"` // set of MX hosts, by the first one
-	Since    time.Time   `json:"since,omitzero"`
-	Until    time.Time   `json:"until,omitzero"`
-	Attempts int         `json:"attempts"`
-	Replies  []QueueStep `json:"replies"` // the last three, oldest first
+	ID     string `json:"id"`
+	To     string `json:"to"`
+	State  string `json:"state"`          // ready, deferred, held, leased, or an outcome
+	Reason string `json:"reason"`         // finished, attempt, held, paused, retry, scheduled, suspended, suspended_by_operator, rate, pace, dns, connections, window, turn
+	Text   string `json:"text"`           // the same for people
+	Site   string `json:"site,omitempty"` // set of MX hosts, by the first one
+	// LimitedBy names the limit that holds, such as "provider google", "account acme" or "delivery.max_connections".
+	LimitedBy string      `json:"limited_by,omitempty"`
+	Since     time.Time   `json:"since,omitzero"`
+	Until     time.Time   `json:"until,omitzero"`
+	Attempts  int         `json:"attempts"`
+	Replies   []QueueStep `json:"replies"` // the last three, oldest first
 }
 
 // QueueMessage is a message with its envelopes, the finished ones too.
