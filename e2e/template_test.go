@@ -23,7 +23,7 @@ const promotion = `{
  "partials": {"layout": {"html": "<html><head><style>td.c,p{margin:0} @media print{p{color:red}}</style></head><body>\n<!--[if mso]><table><tr><td><![endif]-->{{> @partial-block}}<!--[if mso]></td></tr></table><![endif]--><p><a href=\"{{unsubscribe_url}}\">Unsubscribe</a></p></body></html>"}},
  "variables": {"Subject": {"scope": "campaign", "required": true}, "Body": {"scope": "campaign"}, "Name": {"scope": "contact", "default": "friend"}},
  "images": [{"name": "big.png", "mode": "link"}],
- "samples": [{"name": "Ann", "data": {"Subject": "S", "Name": "Ann"}}]
+ "samples": [{"name": "Ann", "data": {"Subject": "S", "Name": "Ann", "Body": "<p>B</p>"}}]
 }`
 
 // parse reads a message as Python's email package does and tells what it found.
