@@ -338,7 +338,7 @@ func (s *Scheduler) waitOf(st *site, q spool.Queue, now time.Time) (Wait, bool) 
 	case waitPace:
 		w.Text = fmt.Sprintf("%s complained about the rate and gets %.3g messages a second for now", d.by.label(), d.by.gov.pace)
 	case waitConnections:
-		w.Text = fmt.Sprintf("%s %s has all the connections or transactions that it may have (%d)", d.by.scope, d.by.name, d.by.most)
+		w.Text = fmt.Sprintf("%s %s has all the connections or transactions that it may have (%d)", d.by.scope, d.by.name, d.by.ceiling())
 	case waitWindow:
 		w.Text = fmt.Sprintf("%d of %d connections of %s are busy, %d transactions are ready before it", d.by.running, d.by.gov.allowed(), d.by.label(), st.waiting())
 	}

@@ -10,13 +10,14 @@ import (
 // field.
 type limiter struct {
 	scope, name string
-	key         string    // of its record
-	most        int       // connections at a time, 0: any number
-	rate        *gcra     // nil: any
-	spec        string    // of the rate, for people
-	weight      int       // of the account's or campaign's share
-	gov         *governor // what was learned; nil for source, account and campaign
-	hold        *Hold     // an operator's suspension, nil for none
+	key         string                // of its record
+	most        int                   // connections at a time, 0: any number
+	asked       func(name string) int // the owner's own figure, asked each time; 0: none. nil: nobody to ask
+	rate        *gcra                 // nil: any
+	spec        string                // of the rate, for people
+	weight      int                   // of the account's or campaign's share
+	gov         *governor             // what was learned; nil for source, account and campaign
+	hold        *Hold                 // an operator's suspension, nil for none
 
 	running int // connections, or for accounts and campaigns transactions
 	line    []waiter
@@ -86,10 +87,23 @@ func (l *limiter) closed(now time.Time) *denial {
 	return nil
 }
 
+// ceiling is the smaller of the configured figure and the owner's own, 0 for none.
+func (l *limiter) ceiling() int {
+	if l.asked == nil {
+		return l.most
+	}
+	n := l.asked(l.name)
+	if l.most > 0 && (n == 0 || l.most < n) {
+		return l.most
+	}
+	return n
+}
+
 // full tells whether one more beside the running ones is too many.
 func (l *limiter) full(running int) *denial {
+	most := l.ceiling()
 	switch {
-	case l.most > 0 && running >= l.most:
+	case most > 0 && running >= most:
 		return &denial{by: l, reason: waitConnections}
 	case l.gov != nil && running >= l.gov.allowed():
 		return &denial{by: l, reason: waitWindow}

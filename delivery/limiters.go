@@ -76,6 +76,9 @@ func (s *Scheduler) limiterOf(scope, name string) *limiter {
 	l := table[name]
 	if l == nil {
 		l = newLimiter(scope, name, s.cfg.Limits.of(scope, name))
+		if scope == scopeCampaign {
+			l.asked = s.parallel
+		}
 		table[name] = l
 	}
 	return l

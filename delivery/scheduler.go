@@ -58,28 +58,32 @@ type Deps struct {
 	Door     Door     // nil: no notices to senders
 	// ReturnPath gives the reverse-path under which a campaign's envelope leaves; nil: the message's own.
 	ReturnPath func(m *spool.Message, e *spool.Envelope) mail.Path
-	Hostname   string                // EHLO name, Reporting-MTA
-	Log        *slog.Logger          // nil: silent
-	Metrics    prometheus.Registerer // nil: not registered
-	Now        func() time.Time      // the clock; nil: Config.Now, then time.Now
-	Roots      *x509.CertPool        // of smarthost certificates, and of MX hosts under REQUIRETLS; nil: the system's
+	// Parallel is how many transactions of a campaign, or of another stream, may run at a time, 0 for any number. It is
+	// asked under the scheduler's lock and must not call back; nil: any number.
+	Parallel func(stream string) int
+	Hostname string                // EHLO name, Reporting-MTA
+	Log      *slog.Logger          // nil: silent
+	Metrics  prometheus.Registerer // nil: not registered
+	Now      func() time.Time      // the clock; nil: Config.Now, then time.Now
+	Roots    *x509.CertPool        // of smarthost certificates, and of MX hosts under REQUIRETLS; nil: the system's
 }
 
 // Scheduler drains the spool: see the journey in the package's comment.
 type Scheduler struct {
-	cfg     Config
-	store   *spool.Store
-	router  *router
-	engine  *engine
-	pool    *pool
-	rollup  *providerRules
-	memory  *memory
-	settler *settler
-	retrier *retrier
-	rules   atomic.Pointer[Classifier]
-	log     *slog.Logger
-	metrics *metrics
-	now     func() time.Time
+	cfg      Config
+	parallel func(stream string) int
+	store    *spool.Store
+	router   *router
+	engine   *engine
+	pool     *pool
+	rollup   *providerRules
+	memory   *memory
+	settler  *settler
+	retrier  *retrier
+	rules    atomic.Pointer[Classifier]
+	log      *slog.Logger
+	metrics  *metrics
+	now      func() time.Time
 
 	taking  context.Context // ends when no more work is taken
 	working context.Context // ends when work is abandoned
@@ -153,7 +157,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	}
 	m := newMetrics(deps.Metrics)
 	s := &Scheduler{
-		cfg: cfg, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
+		cfg: cfg, parallel: deps.Parallel, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
 		streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]string{}, fresh: map[*worker]struct{}{},
 		providers: map[string]*limiter{}, accounts: map[string]*limiter{}, campaigns: map[string]*limiter{}, sources: map[string]*limiter{}, rollup: rollup,

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,18 +111,23 @@ func TestCampaignToASlowHost(t *testing.T) {
 	t.Parallel()
 	total := min(500, repeats(t, "RELAYD_E2E_SLOW", 100))
 	s := newSink(t, "", nil)
+	var running, most atomic.Int64
 	s.onData = func(string, []string, []byte) error {
+		now := running.Add(1)
+		for seen := most.Load(); now > seen && !most.CompareAndSwap(seen, now); seen = most.Load() {
+		}
 		for range 10 {
 			pause()
 		}
+		running.Add(-1)
 		return nil
 	}
 	r := newRelay(t, options{mxPort: s.port, level: "info"})
-	r.mx("dest.example")
+	r.mx("dest.example", "other.example")
 	r.domain("shop.example")
 	to := make([]string, total)
 	for i := range to {
-		to[i] = fmt.Sprintf("user%d@dest.example", i)
+		to[i] = fmt.Sprintf("user%d@%s", i, []string{"dest.example", "other.example"}[i%2])
 	}
 	body := short(true, to...)
 	body["data"] = map[string]any{"Subject": "Big", "Body": "<p>" + strings.Repeat("All of it is cheap today, and good. ", 2700) + "</p>"}
@@ -131,4 +137,6 @@ func TestCampaignToASlowHost(t *testing.T) {
 	ideal := time.Duration(total) * 200 * time.Millisecond / 10
 	t.Logf("%d messages of 100 KB in %v; ten at a time the host alone takes %v", total, time.Since(began).Round(time.Millisecond), ideal)
 	require.Equal(t, total, r.progress(id).Counts["delivered"])
+	require.LessOrEqual(t, most.Load(), int64(10), "send.max_concurrency holds over all sites")
+	require.Greater(t, most.Load(), int64(1))
 }

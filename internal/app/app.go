@@ -189,7 +189,7 @@ func (a *App) buildActors(context.Context) (err error) {
 	}
 	a.delivery, err = delivery.New(a.cfg.Delivery, delivery.Deps{
 		Spool: a.spool, Resolver: a.resolver, Composer: a.campaigns, Gate: gate{a.list, a.campaigns}, Door: a.intake,
-		DB: a.db, Events: a.events, ReturnPath: in.returnPath, Hostname: a.cfg.Hostname, Log: a.log, Metrics: a.metrics,
+		DB: a.db, Events: a.events, ReturnPath: in.returnPath, Parallel: a.campaigns.Parallel, Hostname: a.cfg.Hostname, Log: a.log, Metrics: a.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("set up delivery: %w", err)
