@@ -56,6 +56,10 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 bench: ## benchmarks, each with its limit measured in the same run
 	go test -run '^$$' -bench . -benchtime $${BENCHTIME:-1s} -timeout 30m ./...
 
+.PHONY: simulate
+simulate: ## a day of virtual time against personas of providers, with a table of what each takes and what it got
+	RELAYD_SIMULATE=$${HOURS:-24} go test -count=1 -timeout 60m -v -run '^TestSimulation$$' ./delivery
+
 .PHONY: lint
 lint: ## golangci-lint with .golangci.yml
 	$(GOTOOL) golangci-lint run ./...

@@ -32,6 +32,14 @@
 // envelope that became overdue while nobody looked (a long downtime, a clock that jumped) gets one more try however late
 // it is, and expires when that fails.
 //
+// # Limits
+//
+// What one account sends in one stream or campaign to one site is a flow (flow.go); flows take turns by weight, in what is
+// leased (fill.go) and in what is sent. Site, provider, source address, account and campaign each have a limiter
+// (limiter.go): fixed ceilings of connections and rate (limit.go, gcra.go), and for sites and providers what was learned
+// (governor.go). Who is denied for moments waits in the limiter's line, in memory and without a goroutine; what has to wait
+// longer goes back to its queue. States outlive the process (memory.go); operators see and steer them (hold.go).
+//
 // # Promises
 //
 // Nothing is sent that is not under a durable lease. A reply lost after the final dot defers the envelope as in_doubt
