@@ -1,7 +1,6 @@
 package campaign
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,8 +12,6 @@ import (
 	"relayd/internal/mail"
 	"relayd/spool"
 )
-
-func number1(s string) json.Number { return json.Number(s) }
 
 func mustPath(s string) mail.Path { return mail.MustParsePath(s) }
 

@@ -253,14 +253,14 @@ func contactPairs(c api.Contact) pairs {
 		{"changed", moment(c.UpdatedAt)},
 	}
 	for _, s := range c.Subscriptions {
-		text := s.Status + " since " + moment(s.ChangedAt) + " by " + s.Source
+		parts := []string{s.Status + " since " + moment(s.ChangedAt) + " by " + s.Source}
 		for _, name := range slices.Sorted(maps.Keys(s.Topics)) {
-			text += "; " + name + " " + s.Topics[name]
+			parts = append(parts, name+" "+s.Topics[name])
 		}
 		if s.Consent != nil {
-			text += "; consent of " + moment(s.Consent.At)
+			parts = append(parts, "consent of "+moment(s.Consent.At))
 		}
-		p = append(p, [2]string{"list " + s.List, text})
+		p = append(p, [2]string{"list " + s.List, strings.Join(parts, "; ")})
 	}
 	return p
 }

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -276,7 +277,7 @@ func TestSendCertificateFlags(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("none"), 0o600))
 	common := []string{"send", "--server", p.addr, "--from", "a@example.com", "--to", "b@example.net", "--cert-file", file}
 	for _, more := range [][]string{{"--tls", "none"}, {"--user", "shop", "--password-file", passwordFile(t, password)}} {
-		code, _, errOut := ctl(t, nil, "", append(common[:len(common):len(common)], more...)...)
+		code, _, errOut := ctl(t, nil, "", slices.Concat(common, more)...)
 		require.Equal(t, 2, code)
 		require.Contains(t, errOut, "--cert-file needs TLS, and goes without --password-file")
 	}

@@ -327,12 +327,12 @@ func (b *batch) mine(source string) bool {
 
 // loadGone finds which of the new mailboxes must not come back.
 func (b *batch) loadGone() error {
-	any := false
+	some := false
 	prefix := accountKey(b.list.Account)
 	if err := b.tx.Scan(tableGone, prefix, kv.PrefixEnd(prefix), func(_, _ []byte) (bool, error) {
-		any = true
+		some = true
 		return false, nil
-	}); err != nil || !any {
+	}); err != nil || !some {
 		return err
 	}
 	var fresh []*entry

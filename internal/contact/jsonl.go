@@ -65,11 +65,11 @@ func (j *jsonRows) readLine() (tooLong bool, err error) {
 	j.buf, j.start = j.buf[:0], j.end
 	j.lines++
 	j.line = j.lines
-	any := false
+	begun := false
 	for {
 		part, err := j.r.ReadSlice('\n')
 		j.count(part)
-		any = any || len(part) > 0
+		begun = begun || len(part) > 0
 		if len(j.buf)+len(part) <= MaxRow+2 {
 			j.buf = append(j.buf, part...)
 		} else {
@@ -79,7 +79,7 @@ func (j *jsonRows) readLine() (tooLong bool, err error) {
 		case err == nil:
 			return tooLong, nil
 		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF) && any:
+		case errors.Is(err, io.EOF) && begun:
 			return tooLong, nil
 		case errors.Is(err, io.EOF):
 			return false, io.EOF
