@@ -133,12 +133,11 @@ func TestSuspendedRouteHandsOverToItsFallback(t *testing.T) {
 
 func TestSourceIsBoundAndSaysItsName(t *testing.T) {
 	t.Parallel()
-	mx := (&testutil.MX{}).Start(t)
+	from := make(chan netip.Addr, 10)
+	mx := (&testutil.MX{Peer: func(a netip.AddrPort) { from <- a.Addr() }}).Start(t)
 	r := newRig(t, mx.PortNumber(), zone())
 	r.cfg.Sources = []Source{{Name: "codes", Addresses: []string{"127.0.0.42", "127.0.0.43", "127.0.0.44"}, EHLO: "codes.relay.test"}}
 	r.cfg.Rules = []Rule{{Streams: []string{"codes"}, Source: "codes"}}
-	from := make(chan netip.Addr, 10)
-	mx.Peer = func(a netip.AddrPort) { from <- a.Addr() }
 	r.start()
 	r.outcome(r.send("a@dest.example"), 0)
 	plain := <-from
