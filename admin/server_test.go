@@ -29,6 +29,7 @@ import (
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/resolver/resolvertest"
 	"relayd/internal/suppression"
 	"relayd/spool"
@@ -41,7 +42,7 @@ type harness struct {
 	*Server
 	t        testing.TB
 	dir      string
-	db       *kv.Bolt
+	db       kv.DB
 	accounts *account.Store
 	events   *event.Log
 	spool    *spool.Store
@@ -82,8 +83,9 @@ func newHarness(t testing.TB) *harness {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	h := &harness{t: t, dir: dir, logs: &syncBuffer{}}
-	h.db, err = kv.OpenBolt(filepath.Join(dir, "db"), kv.BoltOptions{NoSync: true})
+	bolt, err := kv.OpenBolt(filepath.Join(dir, "db"), kv.BoltOptions{NoSync: true})
 	require.NoError(t, err)
+	h.db = kvtest.Twice(bolt)
 	h.accounts, err = account.Open(t.Context(), h.db, nil)
 	require.NoError(t, err)
 	h.events, err = event.Open(h.db, nil)

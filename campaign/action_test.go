@@ -336,6 +336,50 @@ func TestCampaignToAListTakesOverItsSubscribers(t *testing.T) {
 	require.NotNil(t, entry)
 }
 
+// However an address that was erased comes back, as an upload or in a message, no bulk mail goes there.
+func TestErasedAddressGetsNoBroadcast(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	r.audience("customers", member("ann@a.example", "Ann", ""), member("late@a.example", "Late", ""), member("bob@a.example", "Bob", ""))
+	erase := func(who string) {
+		t.Helper()
+		_, err := r.lists.Delete(ctx, "default", "email:"+who, true)
+		require.NoError(t, err)
+	}
+	erase("Ann@A.example")
+	c, err := r.Create(ctx, "default", request(to("ann@a.example", "Ann"), to("late@a.example", "Late"), to("bob@a.example", "Bob")))
+	require.NoError(t, err)
+	list := request()
+	list.Audience, list.Start = &api.Audience{List: "customers"}, true
+	l, err := r.Create(ctx, "default", list)
+	require.NoError(t, err)
+	r.waitFor(l.ID, Running)
+	r.fan()
+	ann := r.all(c.ID, "suppressed")["ann@a.example"]
+	require.Equal(t, []any{"suppressed", "erased"}, []any{ann.State, ann.Reason}, "at fan-out")
+	require.Equal(t, api.Counts{Suppressed: 1, Pending: 2}, r.progress(c.ID).Counts)
+
+	erase("late@a.example") // while it waits
+	late, bob := mail.MustParsePath("late@a.example"), mail.MustParsePath("bob@a.example")
+	ask := func(m *spool.Message, to mail.Path) string {
+		t.Helper()
+		reason, _, err := r.Blocked(ctx, m, &spool.Envelope{To: to})
+		require.NoError(t, err)
+		return reason
+	}
+	for _, id := range []string{c.ID, l.ID, formatID(mail.NewQueueID(r.now()))} {
+		qid, err := parseID(id)
+		require.NoError(t, err)
+		m := &spool.Message{ID: qid, Account: "default", Campaign: id, Class: spool.Bulk}
+		require.Equal(t, []string{"erased", ""}, []string{ask(m, late), ask(m, bob)}, "right before MAIL FROM")
+		m.Account = "other"
+		require.Empty(t, ask(&spool.Message{ID: mail.NewQueueID(r.now()), Account: "other", Class: spool.Bulk}, late), "another account")
+		require.Empty(t, ask(&spool.Message{ID: mail.NewQueueID(r.now()), Account: "default", Class: spool.Transactional}, late), "a receipt")
+	}
+	require.Equal(t, "suppressed", stateOf(spool.Suppressed, "erased"))
+}
+
 func TestListWhoseContactsLackSomethingFailsTheCampaign(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -102,10 +102,12 @@ func (s *Service) AddAsset(ctx context.Context, account, name, contentType strin
 	if size, _, err := image.DecodeConfig(bytes.NewReader(content)); err == nil {
 		r.Width, r.Height = size.Width, size.Height
 	}
+	stored := r
 	err := s.db.Update(ctx, func(tx kv.Tx) error {
+		stored = r
 		old, err := assetNamed(tx, account, name)
 		if err == nil && old.SHA256 == r.SHA256 {
-			r = old
+			stored = old
 			return nil
 		}
 		if err != nil && !errors.Is(err, ErrAssetNotFound) {
@@ -116,7 +118,7 @@ func (s *Service) AddAsset(ctx context.Context, account, name, contentType strin
 	if err != nil {
 		return api.Asset{}, wrapStore("store asset", err)
 	}
-	return s.assetOf(account, r), nil
+	return s.assetOf(account, stored), nil
 }
 
 func putAsset(tx kv.Tx, account string, r *assetRecord, content []byte) error {

@@ -185,18 +185,6 @@ func find(list []attribute, name string) (attribute, bool) {
 	return attribute{}, false
 }
 
-// wanted tells whether a contact still wants a campaign's mail: "" for yes, else why not.
-func (s *Service) wanted(ctx context.Context, list contacts.ListID, topic string, to mail.Path) (string, error) {
-	w, err := s.contacts.Wanted(ctx, list, topic, to)
-	if err != nil {
-		return "", fmt.Errorf("ask for contact: %w", err)
-	}
-	if !w.OK {
-		return reasonUnsubscribed, nil
-	}
-	return "", nil
-}
-
 // attributesFor returns what contacts know of a mailbox, nothing where there is none.
 func (s *Service) attributesFor(ctx context.Context, account string, to mail.Path) ([]attribute, error) {
 	if s.contacts == nil {

@@ -2,9 +2,11 @@ package campaign
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	contacts "relayd/internal/contact"
+	"relayd/internal/kv"
 	"relayd/internal/mail"
 	"relayd/spool"
 )
@@ -13,29 +15,28 @@ import (
 const blockedPaused = "paused"
 
 // Blocked is asked right before MAIL FROM, for an envelope that was leased some time ago. It says "cancelled" or "paused"
-// where its campaign is that, "unsubscribed" where the contact does not want it any more or is gone, else "". A time means
-// that the envelope is wanted, but not before then: the recipient's quiet hours.
+// where its campaign is that, "unsubscribed" where the contact does not want it any more or is gone, "erased" where bulk
+// mail, of a campaign or not, would go to somebody who asked to be forgotten, else "". A time means that the envelope is
+// wanted, but not before then: the recipient's quiet hours.
 func (s *Service) Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (reason string, notBefore time.Time, err error) {
+	var j job
 	s.mu.Lock()
-	j := s.jobs[m.ID]
-	if j == nil {
-		s.mu.Unlock()
-		return "", notBefore, nil
+	if p := s.jobs[m.ID]; p != nil {
+		j.state, j.list, j.topic, j.quiet = p.state, p.list, p.topic, p.quiet
 	}
-	state, list, topic, quiet := j.state, j.list, j.topic, j.quiet
 	s.mu.Unlock()
-	switch state {
+	switch j.state {
 	case Cancelling:
 		return Cancelled, notBefore, nil
 	case Paused:
 		return blockedPaused, notBefore, nil
 	}
-	if list != (contacts.ListID{}) {
-		if reason, err := s.wanted(ctx, list, topic, e.To); err != nil || reason != "" {
+	if m.Class == spool.Bulk && s.contacts != nil {
+		if reason, err := s.unwanted(ctx, m.Account, &j, e.To); err != nil || reason != "" {
 			return reason, notBefore, err
 		}
 	}
-	if quiet == nil {
+	if j.quiet == nil {
 		return "", notBefore, nil
 	}
 	_, attributes, err := readSnapshot(e.Data)
@@ -43,14 +44,41 @@ func (s *Service) Blocked(ctx context.Context, m *spool.Message, e *spool.Envelo
 		return "", notBefore, nil //nolint:nilerr // rendering tells it
 	}
 	now := s.now()
-	if until := quiet.after(now, s.zones.zoneOf(attributes)); until.After(now) {
+	if until := j.quiet.after(now, s.zones.zoneOf(attributes)); until.After(now) {
 		s.hush(m.ID, until)
 		return "", until, nil
 	}
 	return "", notBefore, nil
 }
 
-const reasonUnsubscribed = "unsubscribed"
+const (
+	reasonUnsubscribed = "unsubscribed"
+	reasonErased       = "erased"
+)
+
+// unwanted tells why a mailbox gets no bulk mail: it was erased, or its contact does not want that of a campaign to a
+// list; "" for it is wanted.
+func (s *Service) unwanted(ctx context.Context, account string, j *job, to mail.Path) (reason string, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) error {
+		reason = ""
+		if erased, err := s.contacts.ErasedTx(tx, account, to); err != nil || erased {
+			reason = reasonErased
+			return err
+		}
+		if j.list == (contacts.ListID{}) {
+			return nil
+		}
+		w, err := s.contacts.WantedTx(tx, j.list, j.topic, to)
+		if err == nil && !w.OK {
+			reason = reasonUnsubscribed
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("ask for contact: %w", err)
+	}
+	return reason, nil
+}
 
 // hush notes until when a campaign has recipients that wait for the morning.
 func (s *Service) hush(id mail.QueueID, until time.Time) {

@@ -66,6 +66,27 @@ func TestContactsFromAFile(t *testing.T) {
 	require.Equal(t, []int64{4, 2, 2}, []int64{l.ContactCount, l.SubscribedCount, l.UnsubscribedCount})
 }
 
+// Who asked to be forgotten gets no campaign, though the address is among the uploaded recipients of one: neither where it
+// was erased before, nor where that happens while the campaign waits.
+func TestErasedAddressGetsNoCampaign(t *testing.T) {
+	t.Parallel()
+	s := newSink(t, "", nil)
+	r := newRelay(t, options{mxPort: s.port})
+	r.mx("dest.example")
+	r.domain("shop.example")
+	r.json(nil, "contact", "delete", "Gone@dest.example", "--erase")
+	id := r.campaign(short(false, "gone@dest.example", "late@dest.example", "ann@dest.example"))
+	r.json(nil, "contact", "delete", "late@dest.example", "--erase")
+	r.json(nil, "campaign", "start", id)
+	wait(t, "the campaign to complete", 20*time.Second, func() bool { return r.progress(id).State == "completed" })
+	require.Equal(t, []int{1, 2}, []int{r.progress(id).Counts["delivered"], r.progress(id).Counts["suppressed"]})
+	require.Len(t, s.all(), 1)
+	require.Equal(t, "ann@dest.example", s.all()[0].To)
+	out, stderr, code := r.ctl("campaign", "recipients", id, "--state", "suppressed", "-o", "json")
+	require.Zero(t, code, stderr)
+	require.Equal(t, 2, strings.Count(out, `"erased"`), out)
+}
+
 // kill -9 in the middle of a chunk: the same chunk again goes on, and every row counts once.
 func TestContactsImportSurvivesKill(t *testing.T) {
 	t.Parallel()

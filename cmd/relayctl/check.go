@@ -22,7 +22,7 @@ import (
 // checkTimeout bounds the DNS look-ups of one check.
 const checkTimeout = 30 * time.Second
 
-// maxMessage bounds what dkim verify reads.
+// maxMessage bounds what dkim verify reads and send submits.
 const maxMessage = 100 << 20
 
 // newResolver asks the server of --dns, or those of the system.

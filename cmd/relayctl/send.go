@@ -162,8 +162,20 @@ func (a *app) prepareSend(f *sendFlags) (password string, body []byte, err error
 		defer file.Close()
 		in = file
 	}
-	b, err := io.ReadAll(io.LimitReader(in, maxMessage))
-	return password, crlf(b), err
+	body, err = readMessage(in, maxMessage)
+	return password, body, err
+}
+
+// readMessage reads a message of at most that many bytes, and ends its lines with CRLF.
+func readMessage(in io.Reader, most int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(in, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("read message: %w", err)
+	}
+	if int64(len(b)) > most {
+		return nil, usage("--message has more than %d bytes, the most that relayctl sends", most)
+	}
+	return crlf(b), nil
 }
 
 // parseSize reads "4096", "4KB" or "1MiB". KB and MB are powers of 1,000, as in the configuration.

@@ -57,8 +57,8 @@ func newPeer(t *testing.T, offerTLS, implicit bool) *peer {
 		_ = s.Serve(ln)
 	}()
 	t.Cleanup(func() {
-		_ = s.Shutdown(t.Context())
 		_ = s.Close()
+		_ = ln.Close() // Close knows nothing of a listener that Serve has not come to yet, and Serve would wait for ever
 		<-done
 	})
 	return p
@@ -259,6 +259,15 @@ func TestParseSize(t *testing.T) {
 		_, err := parseSize(in)
 		require.Error(t, err, in)
 	}
+}
+
+func TestMessageIsNeverCutOff(t *testing.T) {
+	t.Parallel()
+	b, err := readMessage(strings.NewReader("Subject: x\n\nhi\n"), 15)
+	require.NoError(t, err)
+	require.Equal(t, "Subject: x\r\n\r\nhi\r\n", string(b))
+	_, err = readMessage(strings.NewReader("Subject: x\n\nhi\n"), 14)
+	require.ErrorContains(t, err, "--message has more than 14 bytes")
 }
 
 func TestReadSecretIsBounded(t *testing.T) {

@@ -163,8 +163,8 @@ func (a *App) buildDoors(ctx context.Context) (err error) {
 		return err
 	}
 	a.intake, err = intake.New(cfg, intake.Deps{
-		DB: a.db, Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Quota: quota{a.quota}, Broadcaster: broadcaster{a},
-		Routes: routes{a}, Hostname: a.cfg.Hostname, Log: a.log,
+		DB: a.db, Spool: a.spool, Keys: a.keys, Domains: a.accounts, Suppression: a.list, Erasures: a.contacts, Quota: quota{a.quota},
+		Broadcaster: broadcaster{a}, Routes: routes{a}, Hostname: a.cfg.Hostname, Log: a.log,
 	})
 	return err
 }

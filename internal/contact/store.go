@@ -256,3 +256,36 @@ func (s *Store) ErasedTx(tx kv.Tx, account string, to mail.Path) (bool, error) {
 	g, err := decodeGone(string(v))
 	return g.erased, err
 }
+
+// ErasedMany is ErasedManyTx in a transaction of its own.
+func (s *Store) ErasedMany(ctx context.Context, account string, to []mail.Path) (erased []bool, err error) {
+	err = s.DB.View(ctx, func(tx kv.Tx) error {
+		erased, err = s.ErasedManyTx(tx, account, to)
+		return err
+	})
+	return erased, err
+}
+
+// ErasedManyTx is ErasedTx for many mailboxes in one round trip: one result for each.
+func (s *Store) ErasedManyTx(tx kv.Tx, account string, to []mail.Path) ([]bool, error) {
+	keys := make([][]byte, len(to))
+	for i := range to {
+		keys[i] = s.goneKey(account, to[i].Key())
+	}
+	values, err := tx.GetMany(tableGone, keys)
+	if err != nil {
+		return nil, fmt.Errorf("look up erased mailboxes: %w", err)
+	}
+	erased := make([]bool, len(to))
+	for i, v := range values {
+		if v == nil {
+			continue
+		}
+		g, err := decodeGone(string(v))
+		if err != nil {
+			return nil, err
+		}
+		erased[i] = g.erased
+	}
+	return erased, nil
+}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 )
 
@@ -23,7 +24,7 @@ func newStore(t testing.TB, refused map[string]string) (*Store, *clock) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	c := &clock{time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC)}
-	s, err := New(t.Context(), Deps{DB: db, Now: c.now, Suppressions: refusals(refused), TempDir: t.TempDir()})
+	s, err := New(t.Context(), Deps{DB: kvtest.Twice(db), Now: c.now, Suppressions: refusals(refused), TempDir: t.TempDir()})
 	require.NoError(t, err)
 	return s, c
 }

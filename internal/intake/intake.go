@@ -32,6 +32,12 @@ type Suppression interface {
 	CheckManyTx(tx kv.Tx, account string, to []mail.Path, broadcast bool) ([]*suppression.Entry, error)
 }
 
+// Erasures tells which mailboxes asked to be forgotten: contact.Store.
+type Erasures interface {
+	ErasedMany(ctx context.Context, account string, to []mail.Path) ([]bool, error)
+	ErasedManyTx(tx kv.Tx, account string, to []mail.Path) ([]bool, error)
+}
+
 // Quota bounds what an account and a credential may send: a thin layer over account.Quota.
 type Quota interface {
 	// Check tells whether anything at all may be sent now.
@@ -58,6 +64,7 @@ type Deps struct {
 	Keys        Keyring
 	Domains     DomainBook
 	Suppression Suppression
+	Erasures    Erasures         // nil: nobody asked to be forgotten
 	Quota       Quota            // nil: none
 	Routes      Routes           // nil: the queue is that of the recipient's domain
 	Broadcaster Broadcaster      // nil: a message is never a campaign

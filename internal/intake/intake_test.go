@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -64,10 +65,26 @@ func open(t testing.TB) *fixture {
 	}
 	f.list = suppression.New(db, now)
 	f.Intake, err = New(DefaultConfig(), Deps{
-		Spool: f.spool, Keys: f.keys, Domains: f.domains, Suppression: f.list, Hostname: "relay.example.com", Now: now,
+		Spool: f.spool, Keys: f.keys, Domains: f.domains, Suppression: f.list, Erasures: erased{"e@example.net"},
+		Hostname: "relay.example.com", Now: now,
 	})
 	require.NoError(t, err)
 	return f
+}
+
+// erased are mailboxes whose owners asked to be forgotten.
+type erased []string
+
+func (e erased) ErasedMany(_ context.Context, account string, to []mail.Path) ([]bool, error) {
+	return e.ErasedManyTx(nil, account, to)
+}
+
+func (e erased) ErasedManyTx(_ kv.Tx, _ string, to []mail.Path) ([]bool, error) {
+	found := make([]bool, len(to))
+	for i, p := range to {
+		found[i] = slices.Contains(e, p.Key())
+	}
+	return found, nil
 }
 
 func submission(message string, to ...string) *Submission {
@@ -329,6 +346,25 @@ func TestDuplicateRecipientsGetOneEnvelope(t *testing.T) {
 	require.Len(t, envs, 2)
 }
 
+func TestErasedRecipientsGetReceiptsOnly(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	for class, queued := range map[spool.Class]int{spool.Bulk: 0, spool.Transactional: 1} {
+		sub := submission(plain, "E@example.net")
+		sub.Class = class
+		before := f.queued(t)
+		id, err := f.Accept(t.Context(), sub)
+		require.NoError(t, err)
+		require.Equal(t, queued, f.queued(t)-before)
+		done, err := f.spool.ListOutcomes(t.Context(), id, ^uint64(0), 10)
+		require.NoError(t, err)
+		require.Len(t, done, 1-queued)
+		for _, o := range done {
+			require.Equal(t, []any{spool.Suppressed, "erased"}, []any{o.Outcome, o.Reason})
+		}
+	}
+}
+
 func TestSuppressedRecipientsSettleAtTheDoor(t *testing.T) {
 	t.Parallel()
 	f := open(t)
@@ -355,12 +391,14 @@ func TestSuppressedRecipientsSettleAtTheDoor(t *testing.T) {
 			{To: mail.MustParsePath("b@example.net"), N: 7},
 			{To: mail.MustParsePath("c@example.net"), N: 8},
 			{To: mail.MustParsePath("d@example.net"), N: 9, Data: []byte("{}")},
+			{To: mail.MustParsePath("e@example.net"), N: 10},
 		},
 	}
 	require.NoError(t, f.db.Update(t.Context(), func(tx kv.Tx) error { return f.PageTx(tx, page) }))
 	f.PageAdded(page)
-	require.Len(t, page.Envelopes, 3)
-	require.Len(t, page.Done, 2)
+	require.Len(t, page.Envelopes, 4)
+	require.Len(t, page.Done, 3)
+	require.Equal(t, reasonErased, page.Done[2].Reason)
 	require.Equal(t, suppression.HardBounce, page.Done[0].Reason)
 	require.Equal(t, suppression.Unsubscribe, page.Done[1].Reason)
 	require.Equal(t, 2, f.queued(t))

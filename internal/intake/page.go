@@ -48,15 +48,36 @@ func (in *Intake) PageTx(tx kv.Tx, p *Page) (err error) {
 // PageAdded wakes the queues. Call it after the transaction is durable.
 func (in *Intake) PageAdded(p *Page) { in.deps.Spool.Added(p.Envelopes, p.Done) }
 
-// suppressTx returns the results of those envelopes whose recipients are suppressed.
+// reasonErased is that of a recipient who asked to be forgotten. It holds for bulk mail: who orders again later wants the
+// receipt.
+const reasonErased = "erased"
+
+// suppressTx returns the results of those envelopes whose recipients are suppressed, or, for bulk mail, were erased.
 func (in *Intake) suppressTx(
 	tx kv.Tx, account string, envs []*spool.Envelope, broadcast bool, now time.Time,
 ) ([]spool.Result, error) {
-	entries, err := in.deps.Suppression.CheckManyTx(tx, account, recipientsOf(envs), broadcast)
+	to := recipientsOf(envs)
+	entries, err := in.deps.Suppression.CheckManyTx(tx, account, to, broadcast)
 	if err != nil {
 		return nil, err
 	}
+	if broadcast && in.deps.Erasures != nil {
+		erased, err := in.deps.Erasures.ErasedManyTx(tx, account, to)
+		if err != nil {
+			return nil, err
+		}
+		addErased(entries, erased)
+	}
 	return suppressed(envs, entries, now), nil
+}
+
+// addErased makes entries of those who were erased and have none.
+func addErased(entries []*suppression.Entry, erased []bool) {
+	for i := range erased {
+		if erased[i] && entries[i] == nil {
+			entries[i] = &suppression.Entry{Reason: reasonErased}
+		}
+	}
 }
 
 func recipientsOf(envs []*spool.Envelope) []mail.Path {

@@ -302,9 +302,17 @@ func (t *taking) broadcast() bool { return t.sub.Class == spool.Bulk }
 
 // suppress asks which recipients are suppressed.
 func (t *taking) suppress(ctx context.Context, envs []*spool.Envelope) ([]spool.Result, error) {
-	entries, err := t.in.deps.Suppression.CheckMany(ctx, t.account, recipientsOf(envs), t.broadcast())
+	to := recipientsOf(envs)
+	entries, err := t.in.deps.Suppression.CheckMany(ctx, t.account, to, t.broadcast())
 	if err != nil {
 		return nil, fmt.Errorf("accept message: %w", err)
+	}
+	if t.broadcast() && t.in.deps.Erasures != nil {
+		erased, err := t.in.deps.Erasures.ErasedMany(ctx, t.account, to)
+		if err != nil {
+			return nil, fmt.Errorf("accept message: %w", err)
+		}
+		addErased(entries, erased)
 	}
 	return suppressed(envs, entries, t.now), nil
 }

@@ -19,6 +19,7 @@ import (
 	"relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 	"relayd/internal/testutil"
 )
@@ -98,8 +99,9 @@ func newRig(t testing.TB, driver string) *rig {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = r.db.Close() })
 	r.env["CRM_DSN"] = server.DSN("root", r.name)
-	r.store, err = kv.OpenBolt(filepath.Join(t.TempDir(), "db"), kv.BoltOptions{NoSync: true})
+	bolt, err := kv.OpenBolt(filepath.Join(t.TempDir(), "db"), kv.BoltOptions{NoSync: true})
 	require.NoError(t, err)
+	r.store = kvtest.Twice(bolt)
 	t.Cleanup(func() { _ = r.store.Close() })
 	r.book, err = contact.New(t.Context(), contact.Deps{DB: r.store, TempDir: t.TempDir()})
 	require.NoError(t, err)

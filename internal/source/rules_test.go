@@ -92,7 +92,7 @@ func TestRuleD_WatermarkAndContactsCommitTogether(t *testing.T) {
 		}
 		r.create(ask())
 		real := r.s.deps.Contacts
-		broken := &failing{Contacts: real, after: 2}
+		broken := &failing{Contacts: real, after: 2 * 2} // each page is written twice, once in vain
 		r.s.deps.Contacts = broken
 		run := r.try(false)
 		require.Equal(t, "failed", run.State)

@@ -14,14 +14,16 @@ import (
 	"relayd/internal/contact"
 	"relayd/internal/event"
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 )
 
 // desk is a service whose sources have no database.
 func desk(t *testing.T, cfg Config) (*Service, kv.DB) {
 	t.Helper()
-	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "db"), kv.BoltOptions{NoSync: true})
+	bolt, err := kv.OpenBolt(filepath.Join(t.TempDir(), "db"), kv.BoltOptions{NoSync: true})
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = db.Close() })
+	t.Cleanup(func() { _ = bolt.Close() })
+	db := kvtest.Twice(bolt)
 	book, err := contact.New(t.Context(), contact.Deps{DB: db, TempDir: t.TempDir()})
 	require.NoError(t, err)
 	require.NoError(t, book.CreateList(t.Context(), &contact.List{Account: "shop", Name: "customers"}, nil))
