@@ -32,6 +32,7 @@ type Campaigns interface {
 	SetCompliance(ctx context.Context, account string, in *api.Compliance) (api.Compliance, error)
 	AddRecipients(ctx context.Context, account, id, contentType string, r io.Reader, opts api.ImportOptions) (api.ImportReport, error)
 	Start(ctx context.Context, account, id string) (api.Campaign, error)
+	StartCheck(ctx context.Context, account, id string) (api.CampaignCheck, error)
 	Pause(ctx context.Context, account, id string) (api.Campaign, error)
 	Resume(ctx context.Context, account, id string) (api.Campaign, error)
 	Cancel(ctx context.Context, account, id string) (api.Campaign, error)
@@ -193,7 +194,16 @@ func (s *Server) showCampaign(r *request) (api.Campaign, error) {
 	return s.tagged(r)(s.deps.Campaigns.Get(r.Context(), r.caller.own(), r.PathValue("id")))
 }
 
-func (s *Server) startCampaign(r *request) (api.Campaign, error) {
+// startCampaign starts one, or with dry_run tells what would become of it, as validate does.
+func (s *Server) startCampaign(r *request) (any, error) {
+	dry, err := boolParameter(r, "dry_run")
+	if err != nil {
+		return nil, err
+	}
+	if dry {
+		r.status = http.StatusOK
+		return s.deps.Campaigns.StartCheck(r.Context(), r.caller.own(), r.PathValue("id"))
+	}
 	return s.tagged(r)(s.deps.Campaigns.Start(r.Context(), r.caller.own(), r.PathValue("id")))
 }
 
@@ -225,11 +235,21 @@ func (s *Server) uploadRecipients(r *request) (api.ImportReport, error) {
 			return api.ImportReport{}, badParameter(api.ImportOptionsHeader, sentence(err.Error()))
 		}
 	}
-	if err := plainBody(r); err != nil {
+	if err := gzipBody(r); err != nil {
 		return api.ImportReport{}, err
 	}
 	return s.deps.Campaigns.AddRecipients(r.Context(), r.caller.own(), r.PathValue("id"), r.Header.Get("Content-Type"),
 		s.upload(r), options)
+}
+
+// gzipBody refuses uploads that are neither plain nor packed by gzip. What reads rows unpacks them, whatever the header
+// says, within bounds.
+func gzipBody(r *request) error {
+	switch strings.ToLower(r.Header.Get("Content-Encoding")) {
+	case "", "identity", "gzip":
+		return nil
+	}
+	return &api.Problem{Status: http.StatusUnsupportedMediaType, Code: api.CodeUnsupportedMediaType, Detail: "The body may be plain or gzip."}
 }
 
 // plainBody refuses compressed uploads.

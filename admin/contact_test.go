@@ -256,7 +256,12 @@ func TestChunkedImportOverTheAPI(t *testing.T) {
 			"Content-Type", "application/x-ndjson", "Content-Encoding", "gzip", "Content-Digest", digest(packed))
 		require.Equal(t, api.ImportChunk{Chunk: 1, Rows: 1, Accepted: 1}, c)
 	}
-	second := `{"email":"b@x.example"}` + "\n" + `{"email":"c"}`
+	for _, bad := range []string{"-1", "51", "x"} {
+		require.Equal(t, 400, h.raw("GET", "/v1/imports/"+i.ID+"?wait_seconds="+bad, token, "").status, bad)
+	}
+	ended := make(chan answer)
+	go func() { ended <- h.raw("GET", "/v1/imports/"+i.ID+"?wait_seconds=50", token, "") }()
+	second := `{"email":"Info@x.example"}` + "\n" + `{"email":"c"}`
 	require.Equal(t, "conflict", h.post("/v1/imports/"+i.ID+"/commit", token, `{"chunks":2}`).problem(t).Code)
 	require.Equal(t, 415, h.raw("PUT", "/v1/imports/"+i.ID+"/chunks/2", token, "email\n", "Content-Type", "text/csv").status)
 	require.Equal(t, 400, h.raw("PUT", "/v1/imports/"+i.ID+"/chunks/0", token, second, "Content-Type", "application/x-ndjson").status)
@@ -265,6 +270,10 @@ func TestChunkedImportOverTheAPI(t *testing.T) {
 	require.Equal(t, 409, h.raw("PUT", "/v1/imports/"+i.ID+"/chunks/2", token, second+" ", "Content-Type", "application/x-ndjson").status)
 	done := send[api.Import](h, "POST", "/v1/imports/"+i.ID+"/commit", token, `{"chunks":2}`, 202)
 	require.Equal(t, []any{"completed", 2, api.RowCounts{RowsRead: 3, Created: 2, Rejected: 1}}, []any{done.State, done.ChunksReceived, done.RowCounts})
+	require.EqualValues(t, 1, done.RoleAddresses)
+	waited := <-ended
+	require.Equal(t, 200, waited.status, waited.body)
+	require.Contains(t, waited.body, `"state":"completed"`, "who waits hears of the end")
 	require.Equal(t, "completed", send[api.Import](h, "DELETE", "/v1/imports/"+i.ID, token, "", 200).State)
 	require.Equal(t, 404, h.raw("GET", "/v1/imports/"+i.ID, token, "").status)
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
@@ -29,7 +30,7 @@ func (s *Server) importRoutes() []route {
 			accepted, smallBody, true, as[api.Import](gives(s.createImport)),
 		},
 		{http.MethodGet, "/v1/imports", read, "List imports, newest first", []string{"account", "limit", "cursor"}, ok, 0, false, gives(s.listImports)},
-		{http.MethodGet, "/v1/imports/{id}", read, "Show how far an import has come", nil, ok, 0, false, gives(s.showImport)},
+		{http.MethodGet, "/v1/imports/{id}", read, "Show how far an import has come; with wait_seconds, after it has ended", []string{"wait_seconds"}, ok, 0, false, gives(s.showImport)},
 		{http.MethodPut, "/v1/imports/{id}/chunks/{n}", scope, "Upload one chunk; the same bytes again change nothing", nil, ok, 0, true, gives(s.uploadChunk)},
 		{http.MethodPost, "/v1/imports/{id}/commit", scope, "End an import in chunks", nil, accepted, smallBody, false, takes(s.commitImport)},
 		{
@@ -44,7 +45,7 @@ func (s *Server) importRoutes() []route {
 func importOf(i *contact.ImportInfo) api.Import {
 	out := api.Import{
 		ID: i.Name(), Account: i.Account, List: i.ListName, State: i.State, Reason: i.Reason, Format: i.Request.Format, DryRun: i.Request.DryRun,
-		RowCounts: rowCounts(i.Rows, i.Stats), BytesRead: i.Bytes, Encoding: i.Encoding, ExpectedChunks: i.Request.ExpectedChunks,
+		RowCounts: rowCounts(i.Rows, i.Stats), RoleAddresses: i.Roles, BytesRead: i.Bytes, Encoding: i.Encoding, ExpectedChunks: i.Request.ExpectedChunks,
 		ErrorsTruncated: i.Kept < i.Rejected, StartedAt: i.Started, FinishedAt: i.Finished, ErrorsURL: "/v1/imports/" + i.Name() + "/errors",
 	}
 	if i.Chunked {
@@ -104,16 +105,23 @@ func importQuery(r *request, in *api.CreateImport) error {
 		}
 		in.MaxErrors = n
 	}
-	switch q.Get("dry_run") {
-	case "":
-	case "true":
-		in.DryRun = true
-	case "false":
-		in.DryRun = false
-	default:
-		return badParameter("dry_run", "dry_run must be true or false.")
+	if q.Get("dry_run") == "" {
+		return nil
 	}
-	return nil
+	var err error
+	in.DryRun, err = boolParameter(r, "dry_run")
+	return err
+}
+
+// boolParameter reads a query parameter that is true or false; without it, it is false.
+func boolParameter(r *request, name string) (bool, error) {
+	switch r.URL.Query().Get(name) {
+	case "", "false":
+		return false, nil
+	case "true":
+		return true, nil
+	}
+	return false, badParameter(name, name+" must be true or false.")
 }
 
 // uploadContacts streams the body into the list.
@@ -194,10 +202,8 @@ func (s *Server) importOptions(r *request, into *api.ContactImportOptions) error
 
 // importBody is the body of an upload: plain, or packed by gzip.
 func (s *Server) importBody(r *request) (contact.Body, error) {
-	if enc := strings.ToLower(r.Header.Get("Content-Encoding")); enc != "" && enc != "identity" && enc != "gzip" {
-		return contact.Body{}, &api.Problem{
-			Status: http.StatusUnsupportedMediaType, Code: api.CodeUnsupportedMediaType, Detail: "The body may be plain or gzip.",
-		}
+	if err := gzipBody(r); err != nil {
+		return contact.Body{}, err
 	}
 	digest, err := contentDigest(r.Header.Values("Content-Digest"))
 	if err != nil {
@@ -254,12 +260,19 @@ func (s *Server) listImports(r *request) (api.Page[api.Import], error) {
 	return pageOf(s, l, data, next), nil
 }
 
+// showImport answers at once, or when the import has ended or wait_seconds are over.
 func (s *Server) showImport(r *request) (api.Import, error) {
-	info, err := s.deps.Contacts.Import(r.Context(), r.caller.own(), r.PathValue("id"))
+	wait, err := waitSeconds(r, maxWait)
 	if err != nil {
 		return api.Import{}, err
 	}
-	return importOf(info), nil
+	return awaitEnd(s, r, wait, func(ctx context.Context) (api.Import, bool, error) {
+		info, err := s.deps.Contacts.Import(ctx, r.caller.own(), r.PathValue("id"))
+		if err != nil {
+			return api.Import{}, false, err
+		}
+		return importOf(info), !info.Finished.IsZero(), nil
+	})
 }
 
 func (s *Server) uploadChunk(r *request) (api.ImportChunk, error) {

@@ -24,16 +24,47 @@ const (
 	heartbeat     = 15 * time.Second
 )
 
+// waitSeconds reads how long a caller wants to wait at most; 0 without the parameter.
+func waitSeconds(r *request, most time.Duration) (time.Duration, error) {
+	text := r.URL.Query().Get("wait_seconds")
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || time.Duration(n)*time.Second > most {
+		return 0, badParameter("wait_seconds", fmt.Sprintf("This is not a whole number from 0 to %d.", int(most/time.Second)))
+	}
+	return time.Duration(n) * time.Second, nil
+}
+
+// awaitEnd looks at once, and then again and again until what it looks at has ended, the wait is over or we stop.
+func awaitEnd[T any](s *Server, r *request, wait time.Duration, look func(context.Context) (out T, ended bool, err error)) (T, error) {
+	end := time.NewTimer(wait)
+	defer end.Stop()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for over := wait == 0; ; {
+		out, ended, err := look(r.Context())
+		if err != nil || ended || over {
+			return out, err
+		}
+		select {
+		case <-tick.C:
+			over = s.stopping.Load()
+		case <-end.C:
+			over = true
+		case <-r.Context().Done():
+			return out, r.Context().Err()
+		}
+	}
+}
+
 // progress answers at once, or with wait_seconds when it has changed: since the ETag in If-None-Match, or since the
 // request. What did not change until then is a 304 to who sent an ETag.
 func (s *Server) progress(r *request) (any, error) {
-	wait := time.Duration(0)
-	if text := r.URL.Query().Get("wait_seconds"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 || time.Duration(n)*time.Second > maxWait {
-			return nil, badParameter("wait_seconds", fmt.Sprintf("This is not a whole number from 0 to %d.", int(maxWait/time.Second)))
-		}
-		wait = time.Duration(n) * time.Second
+	wait, err := waitSeconds(r, maxWait)
+	if err != nil {
+		return nil, err
 	}
 	known := r.Header.Get("If-None-Match")
 	p, tag, err := s.progressNow(r.Context(), r)

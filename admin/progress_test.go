@@ -2,6 +2,8 @@ package admin
 
 import (
 	"bufio"
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -68,6 +70,53 @@ func TestPatchNeedsTheETag(t *testing.T) {
 	require.Equal(t, http.StatusPreconditionFailed, h.do(http.MethodPatch, path, token, "application/json", []byte(body), "If-Match", c.ETag).status, "whoever is second is told")
 	a = h.do(http.MethodPatch, path, token, "application/json", []byte(`{"title":"x"}`), "If-Match", "*")
 	require.Equal(t, http.StatusBadRequest, a.status, a.body)
+}
+
+func TestStartTellsFirstWhatWouldBecomeOfIt(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.ready("", "example.com")
+	token := h.key("", "all")
+	c := h.makeDraft(token)
+	path := "/v1/campaigns/" + c.ID
+	_, err := h.contacts.Delete(t.Context(), c.Account, "email:ann@example.net", true)
+	require.NoError(t, err)
+	dry := send[api.CampaignCheck](h, "POST", path+"/start?dry_run=true", token, "", 200)
+	require.Equal(t, send[api.CampaignCheck](h, "POST", path+"/validate", token, "", 200), dry)
+	require.EqualValues(t, []int64{2, 1, 1}, []int64{dry.Recipients.Total, dry.Recipients.WillSend, dry.Recipients.Suppressed}, "one was erased")
+	require.Equal(t, "draft", send[api.Campaign](h, "GET", path, token, "", 200).State, "nothing has begun")
+	require.Equal(t, 400, h.post(path+"/start?dry_run=perhaps", token, "").status)
+	require.Equal(t, 202, h.post(path+"/cancel", token, "").status)
+	for _, query := range []string{"", "?dry_run=true"} {
+		require.Equal(t, 409, h.post(path+"/start"+query, token, "").status, "as start itself")
+	}
+}
+
+func TestRecipientsMayBePackedByGzip(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.ready("", "example.com")
+	token := h.key("", "all")
+	c := h.makeDraft(token)
+	pack := func(text string) string {
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		_, err := w.Write([]byte(text))
+		require.NoError(t, err)
+		require.NoError(t, w.Close())
+		return z.String()
+	}
+	upload := func(body, encoding string) answer {
+		return h.raw("POST", "/v1/campaigns/"+c.ID+"/recipients", token, body, "Content-Type", "text/csv", "Content-Encoding", encoding)
+	}
+	rows := pack("email,Name\nzoe@example.net,Zoe\nyan@example.net,Yan\n")
+	a := upload(rows, "gzip")
+	require.Equal(t, 200, a.status, a.body)
+	var report api.ImportReport
+	require.NoError(t, json.Unmarshal([]byte(a.body), &report))
+	require.Equal(t, []int64{2, 4}, []int64{report.Created, report.Total})
+	require.Equal(t, 415, upload(rows, "zstd").status)
+	require.Equal(t, 422, upload(rows[:len(rows)-9], "gzip").status, "cut off")
 }
 
 func TestProgressWaitsForAChange(t *testing.T) {

@@ -169,7 +169,7 @@ func newCampaigns(t testing.TB, h *harness, door *intake.Intake, metrics prometh
 	cfg := campaign.DefaultConfig()
 	cfg.PublicURL, cfg.Hostname, cfg.DataDir = "https://u.example", "relay.example", h.dir
 	s, err := campaign.New(cfg, campaign.Deps{
-		DB: h.db, Spool: h.spool, Intake: door, Keys: h.keys, Domains: h.accounts, Suppression: h.list, Events: h.events,
+		DB: h.db, Spool: h.spool, Intake: door, Keys: h.keys, Domains: h.accounts, Suppression: h.list, Events: h.events, Contacts: h.contacts,
 		Log: slog.New(slog.NewJSONHandler(h.logs, nil)), Metrics: metrics,
 	})
 	require.NoError(t, err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"reflect"
-	"strconv"
 	"time"
 
 	"relayd/internal/api"
@@ -139,33 +138,16 @@ func (s *Server) listSourceRuns(r *request) (api.Page[api.SourceRun], error) {
 }
 
 // maxRunWait bounds wait_seconds, below the deadline for answers.
-const maxRunWait = 30
+const maxRunWait = 30 * time.Second
 
 // showSourceRun answers at once, or when the run has ended or wait_seconds are over.
 func (s *Server) showSourceRun(r *request) (api.SourceRun, error) {
-	wait := 0
-	if text := r.URL.Query().Get("wait_seconds"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 || n > maxRunWait {
-			return api.SourceRun{}, badParameter("wait_seconds", "wait_seconds must be a number from 0 to "+strconv.Itoa(maxRunWait)+".")
-		}
-		wait = n
+	wait, err := waitSeconds(r, maxRunWait)
+	if err != nil {
+		return api.SourceRun{}, err
 	}
-	end := time.NewTimer(time.Duration(wait) * time.Second)
-	defer end.Stop()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		out, err := s.deps.Sources.OneRun(r.Context(), r.caller.own(), r.PathValue("id"), r.PathValue("run"))
-		if err != nil || out.FinishedAt != nil || wait == 0 {
-			return out, err
-		}
-		select {
-		case <-tick.C:
-		case <-end.C:
-			wait = 0
-		case <-r.Context().Done():
-			return out, r.Context().Err()
-		}
-	}
+	return awaitEnd(s, r, wait, func(ctx context.Context) (api.SourceRun, bool, error) {
+		out, err := s.deps.Sources.OneRun(ctx, r.caller.own(), r.PathValue("id"), r.PathValue("run"))
+		return out, out.FinishedAt != nil, err
+	})
 }

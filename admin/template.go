@@ -169,6 +169,11 @@ func (s *Server) renderTemplate(r *request, in *api.RenderTemplate) (api.Rendere
 	if in.Source != nil {
 		return api.RenderedTemplate{}, invalid("/source", api.CodeInvalidParameter, "Only validate takes a source.")
 	}
+	if in.Contact != "" {
+		if err := r.caller.authorize("contacts:read"); err != nil {
+			return api.RenderedTemplate{}, err
+		}
+	}
 	return s.deps.Templates.RenderTemplate(r.Context(), account, r.PathValue("name"), in)
 }
 
@@ -176,6 +181,9 @@ func (s *Server) validateTemplate(r *request, in *api.RenderTemplate) (api.Templ
 	account, err := r.templateAccount()
 	if err != nil {
 		return api.TemplateValidation{}, err
+	}
+	if in.Contact != "" {
+		return api.TemplateValidation{}, invalid("/contact", api.CodeInvalidParameter, "Only render takes a contact.")
 	}
 	return s.deps.Templates.ValidateTemplate(r.Context(), account, r.PathValue("name"), in)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/api"
+	"relayd/internal/contact"
 )
 
 const receiptTemplate = `{"name":"receipt","kind":"transactional","subject":"Order {{order}}","html":"<p>{{total}}</p>"}`
@@ -72,6 +73,18 @@ func TestTemplatesOverHTTP(t *testing.T) {
 	require.Equal(t, "Your order 12345678901234567890", out.Subject)
 	require.Equal(t, "<p>&lt;b&gt;</p>", out.HTML)
 	require.Equal(t, http.StatusOK, h.post("/v1/templates/receipt/validate", reader, `{}`).status)
+
+	require.NoError(t, h.contacts.CreateList(t.Context(), &contact.List{Account: "default", Name: "buyers"}, nil))
+	book := h.key("", "contacts:write", "contacts:read", "templates:read")
+	send[api.Contact](h, "PUT", "/v1/contacts/email:Kim@example.net", book, `{"list":"buyers","attributes":{"order":7,"total":"<i>"}}`, 201)
+	seen := send[api.RenderedTemplate](h, "POST", "/v1/templates/receipt/render", book, `{"contact":"email:kim@example.net","data":{"order":8}}`, 200)
+	require.Equal(t, []string{"Your order 8", "<p>&lt;i&gt;</p>", "Kim@example.net"}, []string{seen.Subject, seen.HTML, seen.Headers["To"]}, "what the request gives lies over the contact")
+	for ref, code := range map[string]string{"email:nobody@example.net": "contact_not_found", "email:nobody": "invalid_parameter", "nobody": "contact_not_found"} {
+		a = h.post("/v1/templates/receipt/render", book, `{"contact":"`+ref+`","data":{"order":8}}`)
+		require.Equal(t, []any{422, "/contact", code}, []any{a.status, a.problem(t).Errors[0].Pointer, a.problem(t).Errors[0].Code}, a.body)
+	}
+	require.Equal(t, http.StatusForbidden, h.post("/v1/templates/receipt/render", reader, `{"contact":"email:kim@example.net"}`).status, "contacts:read")
+	require.Equal(t, "/contact", h.post("/v1/templates/receipt/validate", book, `{"contact":"email:kim@example.net"}`).problem(t).Errors[0].Pointer)
 	a = h.do(http.MethodGet, "/v1/templates/receipt/versions?limit=1", reader, "", nil)
 	require.Contains(t, a.body, `"has_more":false`)
 	require.Equal(t, http.StatusNotFound, h.do(http.MethodGet, "/v1/templates/receipt", h.key("other", "all"), "", nil).status, "another account")

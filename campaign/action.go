@@ -24,12 +24,11 @@ func (s *Service) Start(ctx context.Context, account, id string) (api.Campaign, 
 		}
 	}
 	r, err = s.move(ctx, account, id, "start", func(_ kv.Tx, r *record) error {
-		switch r.State {
-		case Draft, Scheduled:
-			r.State, r.Schedule, r.Cut = Preparing, nil, s.now().UTC() // no recipient comes in any more
-		case Preparing, Running:
-		default:
+		if !startable(r.State) {
 			return &StateError{"start", r.State}
+		}
+		if r.State == Draft || r.State == Scheduled {
+			r.State, r.Schedule, r.Cut = Preparing, nil, s.now().UTC() // no recipient comes in any more
 		}
 		return nil
 	})

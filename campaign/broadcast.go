@@ -133,7 +133,12 @@ func (s *Service) mergeData(ctx context.Context, account string, to mail.Path) (
 	if err != nil {
 		return nil, fmt.Errorf("find contact: %w", err)
 	}
-	data := make(map[string]any, len(f.Attributes)+1)
+	return mergeDataOf(f)
+}
+
+// mergeDataOf is what a contact brings to a message.
+func mergeDataOf(f *contacts.Found) (map[string]any, error) {
+	data := make(map[string]any, len(f.Attributes)+2)
 	for _, a := range f.Attributes {
 		v := a.Value()
 		if raw, ok := v.(json.RawMessage); ok {
@@ -145,8 +150,10 @@ func (s *Service) mergeData(ctx context.Context, account string, to mail.Path) (
 		}
 		data[a.Name] = v
 	}
-	if _, has := data["timezone"]; !has && f.Timezone != "" {
-		data["timezone"] = f.Timezone
+	for name, text := range map[string]string{"timezone": f.Timezone, "locale": f.Locale} {
+		if _, has := data[name]; !has && text != "" {
+			data[name] = text
+		}
 	}
 	return data, nil
 }

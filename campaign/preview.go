@@ -14,6 +14,7 @@ import (
 
 	"relayd/internal/api"
 	"relayd/internal/checklist"
+	contacts "relayd/internal/contact"
 	"relayd/internal/mail"
 )
 
@@ -230,12 +231,48 @@ func (s *Service) RenderTemplate(ctx context.Context, account, name string, in *
 	if r.Kind == kindPartial {
 		return api.RenderedTemplate{}, &Invalid{Code: api.CodeInvalidParameter, Detail: "a partial makes no message: render a template that names it"}
 	}
+	if in, err = s.withContact(ctx, account, in); err != nil {
+		return api.RenderedTemplate{}, err
+	}
 	sample, err := pickSample(content.Source.Samples, in)
 	if err != nil {
 		return api.RenderedTemplate{}, err
 	}
 	out, err := s.renderSample(account, name, r.Kind, e.Version, content.template(), sample, in)
 	return out, stripPointers(err)
+}
+
+// withContact puts what is known of the contact that a request names under what it gives itself.
+func (s *Service) withContact(ctx context.Context, account string, in *api.RenderTemplate) (*api.RenderTemplate, error) {
+	if in.Contact == "" {
+		return in, nil
+	}
+	bad := &Invalid{}
+	if s.contacts == nil {
+		bad.add("/contact", "contact_not_found", "there are no contacts here")
+		return nil, bad.orNil()
+	}
+	f, err := s.contacts.Get(ctx, account, in.Contact)
+	switch {
+	case errors.Is(err, contacts.ErrNotFound):
+		bad.add("/contact", "contact_not_found", "no contact %q in this account", clip(in.Contact, 80))
+		return nil, bad.orNil()
+	case err != nil:
+		if _, _, malformed := contacts.ParseRef(in.Contact); malformed != nil {
+			bad.add("/contact", api.CodeInvalidParameter, "%s", malformed)
+			return nil, bad.orNil()
+		}
+		return nil, fmt.Errorf("find contact: %w", err)
+	}
+	out := *in
+	if out.Attributes, err = mergeDataOf(f); err != nil {
+		return nil, err
+	}
+	maps.Copy(out.Attributes, in.Attributes)
+	if out.To == "" {
+		out.To = f.To.String()
+	}
+	return &out, nil
 }
 
 // pickSample lays what a request gives over the sample that it names.

@@ -28,6 +28,27 @@ type validation struct {
 	sample *recipient // for the size of a message
 }
 
+// StartCheck is Validate for a campaign that Start would take; for others it is Start's *StateError.
+func (s *Service) StartCheck(ctx context.Context, account, id string) (api.CampaignCheck, error) {
+	r, err := s.read(ctx, account, id)
+	if err != nil {
+		return api.CampaignCheck{}, err
+	}
+	if !startable(r.State) {
+		return api.CampaignCheck{}, &StateError{"start", r.State}
+	}
+	return s.Validate(ctx, account, id)
+}
+
+// startable tells the states in which Start does its work, or has done it.
+func startable(state string) bool {
+	switch state {
+	case Draft, Scheduled, Preparing, Running:
+		return true
+	}
+	return false
+}
+
 // Validate tells what would become of a campaign if it started now, and changes nothing. It reads all recipients.
 func (s *Service) Validate(ctx context.Context, account, id string) (api.CampaignCheck, error) {
 	v := &validation{s: s}
@@ -148,6 +169,12 @@ func (v *validation) look(tx kv.Tx, batch []recipient) error {
 	if err != nil {
 		return err
 	}
+	erased := make([]bool, len(to))
+	if v.s.contacts != nil {
+		if erased, err = v.s.contacts.ErasedManyTx(tx, v.r.Account, to); err != nil {
+			return err
+		}
+	}
 	for i := range batch {
 		rec := &batch[i]
 		n.Total++
@@ -155,7 +182,7 @@ func (v *validation) look(tx kv.Tx, batch []recipient) error {
 		case e != nil && e.Reason == suppression.Unsubscribe:
 			n.Unsubscribed++
 			continue
-		case e != nil:
+		case e != nil || erased[i]:
 			n.Suppressed++
 			continue
 		}

@@ -174,6 +174,7 @@ func importPairs(i api.Import) pairs {
 		{"existing", number(i.SkippedExisting)},
 		{"rejected", number(i.Rejected)},
 		{"duplicates", number(i.Duplicates)},
+		{"role addresses", number(i.RoleAddresses)},
 		{"rows/s", number(i.RowsPerSecond)},
 		{"encoding", i.Encoding},
 		{"started", moment(i.StartedAt)},

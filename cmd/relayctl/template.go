@@ -234,6 +234,7 @@ func (a *app) templateRender() *cobra.Command {
 		},
 	}
 	f.add(c)
+	c.Flags().StringVar(&f.in.Contact, "contact", "", "for this contact: its `ID`, or email:ADDRESS")
 	c.Flags().StringVar(&part, "part", "", "only this `part`: html, text or subject")
 	return c
 }

@@ -68,7 +68,8 @@ type Import struct {
 	Format  string `json:"format,omitempty"`
 	DryRun  bool   `json:"dry_run,omitempty"` // no contact was written
 	RowCounts
-	BytesRead       int64     `json:"bytes_read"` // of the unpacked upload
+	RoleAddresses   int64     `json:"role_addresses"` // a warning: rows that were taken of info@, admin@ and the like
+	BytesRead       int64     `json:"bytes_read"`     // of the unpacked upload
 	RowsPerSecond   int64     `json:"rows_per_second"`
 	Encoding        string    `json:"encoding,omitempty"` // that was declared or recognised
 	ChunksReceived  int       `json:"chunks_received,omitempty"`

@@ -78,8 +78,9 @@ type PublishTemplate struct {
 type RenderTemplate struct {
 	Version    int             `json:"version,omitempty"`    // 0: the latest one, draft or not
 	Sample     string          `json:"sample,omitempty"`     // name of a sample whose data is used
+	Contact    string          `json:"contact,omitempty"`    // of render: "email:ann@example.com" or an ID; its attributes and address are used (contacts:read)
 	Data       map[string]any  `json:"data,omitempty"`       // over that of the sample
-	Attributes map[string]any  `json:"attributes,omitempty"` // over those of the sample
+	Attributes map[string]any  `json:"attributes,omitempty"` // over those of the sample and the contact
 	From       *Mailbox        `json:"from,omitempty"`
 	To         string          `json:"to,omitempty"`
 	Source     *CreateTemplate `json:"source,omitempty"` // of validate: in place of what is stored

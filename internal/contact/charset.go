@@ -196,19 +196,26 @@ type unpacked struct {
 }
 
 type counted struct {
-	r io.Reader
-	n int64
+	r   io.Reader
+	n   int64
+	err error // that ended the reading, nil for the end
 }
 
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.err = err
+	}
 	return n, err
 }
 
 func unpack(r io.Reader) (*bufio.Reader, error) {
 	from := &counted{r: r}
 	z, err := gzip.NewReader(from)
+	if from.err != nil {
+		return nil, readError(from.err)
+	}
 	if err != nil {
 		return nil, errEncoding("the upload begins like gzip and is not: %v", err)
 	}
@@ -221,7 +228,12 @@ func (u *unpacked) Read(p []byte) (int, error) {
 	switch {
 	case u.n > freeRatio && u.n/maxRatio > u.from.n:
 		return 0, errEncoding("the upload unpacks to more than %d times its size", maxRatio)
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
+	case err == nil, errors.Is(err, io.EOF):
+	case u.from.err != nil: // not what it says is wrong, but that it does not come
+		return n, u.from.err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return n, errEncoding("the upload ends in the middle of its gzip stream")
+	default: // a wrong checksum, a second stream that is none, or bits that mean nothing
 		return n, errEncoding("the upload is damaged: %v", err)
 	}
 	return n, err

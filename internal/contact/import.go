@@ -86,7 +86,8 @@ type chunk struct {
 	Stats    Stats         `json:"stats"`
 	Rows     int64         `json:"rows"` // taken from the upload, good and bad
 	Bytes    int64         `json:"bytes"`
-	Kept     int64         `json:"kept,omitempty"` // rejected rows that are stored
+	Roles    int64         `json:"roles,omitempty"` // rows that were taken of role addresses
+	Kept     int64         `json:"kept,omitempty"`  // rejected rows that are stored
 	KeptSize int64         `json:"kept_size,omitempty"`
 	Took     time.Duration `json:"took"`
 	Encoding string        `json:"encoding,omitempty"`
@@ -105,6 +106,7 @@ type ImportInfo struct {
 	Import
 	Stats
 	Rows, Bytes int64
+	Roles       int64 // rows that were taken of role addresses
 	Kept        int64
 	Took        time.Duration
 	Chunks      int
@@ -196,6 +198,7 @@ func progress(tx kv.Tx, i *Import) (*ImportInfo, error) {
 		info.Add(c.Stats)
 		info.Rows += c.Rows
 		info.Bytes += c.Bytes
+		info.Roles += c.Roles
 		info.Kept += c.Kept
 		info.Took += c.Took
 		if info.Encoding == "" {

@@ -232,6 +232,40 @@ func TestUploadsThatCannotBeRead(t *testing.T) {
 	}
 }
 
+func TestDamagedGzipIsNoFaultOfOurs(t *testing.T) {
+	t.Parallel()
+	good := packed(t, []byte("email\n"+strings.Repeat("ann@x.example\nbob@y.example\n", 10_000)))
+	flipped := bytes.Clone(good)
+	flipped[len(flipped)/2] ^= 0xff
+	checksum := bytes.Clone(good)
+	checksum[len(checksum)-6] ^= 1
+	bomb := packed(t, []byte("email\n"+strings.Repeat(strings.Repeat("y", 1_000_000)+"\n", 80)))
+	for name, tt := range map[string]struct {
+		body io.Reader
+		want string
+	}{
+		"cut_off":         {bytes.NewReader(good[:len(good)-9]), "ends in the middle"},
+		"flipped":         {bytes.NewReader(flipped), "the upload "},
+		"checksum":        {bytes.NewReader(checksum), "damaged"},
+		"something_after": {bytes.NewReader(append(bytes.Clone(good), "email\n"...)), "damaged"},
+		"bomb":            {bytes.NewReader(bomb), "unpacks to more than 250 times its size"},
+		"broken_pipe":     {io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(io.ErrClosedPipe)), ""},
+	} {
+		r, err := NewReader("text/csv", tt.body, ReadOptions{})
+		for isRow := false; err == nil || isRow; {
+			_, err = r.Next()
+			_, isRow = errors.AsType[*RowError](err)
+		}
+		bad, ok := errors.AsType[*InvalidError](err)
+		require.Equal(t, tt.want != "", ok, "%s: %v", name, err)
+		if ok {
+			require.Contains(t, bad.Detail, tt.want, name)
+			continue
+		}
+		require.ErrorIs(t, err, io.ErrClosedPipe, "what breaks the connection is told as it is")
+	}
+}
+
 func FuzzReader(f *testing.F) {
 	for _, s := range []string{
 		"email,name\na@b.c,x\n", "email\r\"b\"\"\"\r\n", "\ufeffemail;b\n\"x\ny\";z", "email\n\"", "email,b\n\xff,\n", "email,\"b\" ,c\n",

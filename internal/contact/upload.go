@@ -378,6 +378,11 @@ func (l *loader) store(ctx context.Context, sl *slice) error {
 				bad = append(bad, rejectedOf(e, sl.places[k]))
 			}
 		}
+		for k, v := range done.Verdicts {
+			if v != Rejected && IsRole(sl.rows[k].To) {
+				c.Roles++
+			}
+		}
 		done.Rejected += int64(len(sl.rejected))
 		c.Stats.Add(done.Stats)
 		c.Rows += sl.read
