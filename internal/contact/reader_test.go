@@ -247,7 +247,7 @@ func TestDamagedGzipIsNoFaultOfOurs(t *testing.T) {
 		"cut_off":         {bytes.NewReader(good[:len(good)-9]), "ends in the middle"},
 		"flipped":         {bytes.NewReader(flipped), "the upload "},
 		"checksum":        {bytes.NewReader(checksum), "damaged"},
-		"something_after": {bytes.NewReader(append(bytes.Clone(good), "email\n"...)), "damaged"},
+		"something_after": {bytes.NewReader(append(bytes.Clone(good), "email\n"...)), "the upload "},
 		"bomb":            {bytes.NewReader(bomb), "unpacks to more than 250 times its size"},
 		"broken_pipe":     {io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(io.ErrClosedPipe)), ""},
 	} {
