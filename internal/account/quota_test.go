@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 )
 
@@ -23,7 +24,7 @@ func newQuotaRig(t *testing.T, cfg QuotaConfig) *quotaRig {
 	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "db"), kv.BoltOptions{NoSync: true})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	r := &quotaRig{t: t, store: db, clock: time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)}
+	r := &quotaRig{t: t, store: kvtest.Twice(db), clock: time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)}
 	r.restart(cfg)
 	return r
 }

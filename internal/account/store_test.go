@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 )
 
 func openDB(t testing.TB, path string) kv.DB {
@@ -19,7 +20,7 @@ func openDB(t testing.TB, path string) kv.DB {
 	db, err := kv.OpenBolt(path, kv.BoltOptions{NoSync: true})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = db.Close() })
-	return db
+	return kvtest.Twice(db)
 }
 
 func openStore(t testing.TB) *Store {
