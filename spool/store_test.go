@@ -13,6 +13,7 @@ import (
 
 	"relayd/internal/event"
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 	"relayd/spool"
 )
@@ -67,9 +68,10 @@ func (f *fixture) open() {
 	var err error
 	f.db, err = kv.OpenBolt(f.path, kv.BoltOptions{NoSync: true})
 	require.NoError(f.tb, err)
-	f.log, err = event.Open(f.db, f.now)
+	db := kvtest.Twice(f.db)
+	f.log, err = event.Open(db, f.now)
 	require.NoError(f.tb, err)
-	f.Store, err = spool.Open(context.Background(), f.db, f.log, spool.Config{Now: f.now})
+	f.Store, err = spool.Open(context.Background(), db, f.log, spool.Config{Now: f.now})
 	require.NoError(f.tb, err)
 	if f.hook != nil {
 		f.OnSettle(f.hook)

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 )
 
@@ -23,7 +24,7 @@ func openDB(t testing.TB) kv.DB {
 	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "db"), kv.BoltOptions{NoSync: true})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = db.Close() })
-	return db
+	return kvtest.Twice(db)
 }
 
 func openLog(t testing.TB, db kv.DB, now func() time.Time) *Log {

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 )
 
@@ -22,7 +23,7 @@ func newList(t *testing.T) (*List, *clock) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	c := &clock{time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC)}
-	return New(db, c.now), c
+	return New(kvtest.Twice(db), c.now), c
 }
 
 func TestEverySpellingMeets(t *testing.T) {
