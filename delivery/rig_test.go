@@ -20,6 +20,7 @@ import (
 	"relayd/internal/event"
 	"relayd/internal/intake"
 	"relayd/internal/kv"
+	"relayd/internal/kv/kvtest"
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
 	"relayd/internal/resolver/resolvertest"
@@ -71,8 +72,12 @@ func newRig(t testing.TB, port int, zones map[string][]string) *rig {
 func newRigOn(t testing.TB, res Resolver) *rig {
 	t.Helper()
 	_, bench := t.(*testing.B)
-	db, err := kv.OpenBolt(filepath.Join(t.TempDir(), "spool.db"), kv.BoltOptions{NoSync: !bench})
+	bolt, err := kv.OpenBolt(filepath.Join(t.TempDir(), "spool.db"), kv.BoltOptions{NoSync: !bench})
 	require.NoError(t, err)
+	db := kv.DB(bolt)
+	if !bench {
+		db = kvtest.Twice(bolt)
+	}
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	events, err := event.Open(db, nil)
 	require.NoError(t, err)
@@ -88,7 +93,7 @@ func newRigOn(t testing.TB, res Resolver) *rig {
 	})
 	require.NoError(t, err)
 
-	r := &rig{t: t, skew: skew, db: db, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
+	r := &rig{t: t, skew: skew, db: bolt, store: store, logs: newLogBook(t), reg: prometheus.NewRegistry(), final: map[mail.EnvelopeID]spool.Settled{}}
 	store.OnSettle(func(_ kv.Tx, settled []spool.Settled) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
