@@ -31,6 +31,7 @@ type persona struct {
 	connect func(p *persona, open int) string    // the greeting, "" for 220
 	mail    func(p *persona, line string) string // the reply to MAIL, "" for 250
 	rcpt    func(p *persona, addr string) string // and to RCPT
+	arrived func(taken int)                      // told of each message, under the lock
 
 	mu        sync.Mutex
 	open      int
@@ -69,6 +70,9 @@ func (p *persona) took() {
 		p.hourly = append(p.hourly, 0)
 	}
 	p.hourly[hour]++
+	if p.arrived != nil {
+		p.arrived(p.taken)
+	}
 }
 
 // say asks a rule under the lock and counts refusals.

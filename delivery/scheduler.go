@@ -103,14 +103,16 @@ type Scheduler struct {
 	alarms    alarmHeap
 	batches   map[*batch]struct{}
 	starved   []*site
+	crowded   []*site           // have bulk ready while all that bulk may have is in use
 	streams   map[flowKey]int   // lane of the last lease
 	domains   map[string]int    // failed look-ups in a row
 	known     map[string]string // site of each queue domain, by name
 	lookups   int
-	leased    int // envelopes under lease at sites
+	unasked   bool // more queues may be due than there was room for look-ups
+	leased    int  // envelopes under lease at sites
 	workers   int
 	bulk      int                  // of them
-	fresh     map[*worker]struct{} // of them, at sites where no session was opened yet
+	fresh     map[*worker]struct{} // that connect to a site where no session was opened since it failed
 	unproven  int                  // their number
 	suspects  int                  // workers at sites that failed last time
 	suspended int
@@ -262,6 +264,7 @@ func (s *Scheduler) loop(ctx context.Context) {
 func (s *Scheduler) take(now time.Time) time.Time {
 	s.mu.Lock()
 	free := maxLookups - s.lookups
+	s.unasked = free == 0
 	s.mu.Unlock()
 	if free == 0 {
 		return time.Time{} // the end of a look-up wakes us
@@ -269,12 +272,13 @@ func (s *Scheduler) take(now time.Time) time.Time {
 	queues := s.store.Take(now, free)
 	s.mu.Lock()
 	s.lookups += len(queues)
+	s.unasked = len(queues) == free
 	s.mu.Unlock()
 	for _, q := range queues {
 		s.wg.Go(func() { s.place(q) })
 	}
 	if len(queues) == free {
-		return time.Time{}
+		return time.Time{} // as above
 	}
 	return s.store.NextDue()
 }
@@ -284,9 +288,10 @@ func (s *Scheduler) place(q spool.Queue) {
 	defer func() {
 		s.mu.Lock()
 		s.lookups--
-		full := s.lookups == maxLookups-1
+		more := s.unasked // some may have ended while the others were taken: any of them may be the one to tell
+		s.unasked = false
 		s.mu.Unlock()
-		if full {
+		if more {
 			s.poke()
 		}
 	}()
@@ -449,6 +454,11 @@ func (s *Scheduler) drain() {
 	for _, st := range s.sites {
 		for _, f := range st.flows {
 			st.takeReady(f)
+		}
+	}
+	for w := range s.fresh { // nothing is presented before there is a session
+		if w.cancel != nil {
+			w.cancel()
 		}
 	}
 	s.mu.Unlock()

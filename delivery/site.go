@@ -28,6 +28,7 @@ type site struct {
 	bulk    int  // running workers that send bulk
 	proven  bool // a session was opened since the last failure
 	starved bool // waits for a connection in all
+	crowded bool // waits for a connection for bulk in all
 	used    time.Time
 }
 
@@ -86,7 +87,7 @@ func (st *site) stops(now time.Time) bool {
 
 // busy tells that a site holds work of any kind.
 func (st *site) busy() bool {
-	if st.own.running > 0 || st.filling || st.leased > 0 {
+	if st.own.running > 0 || st.filling || st.leased > 0 || st.starved || st.crowded {
 		return true
 	}
 	for _, f := range st.flows {

@@ -47,7 +47,7 @@ func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
 	if w, limited := s.waitOf(st, q, s.now()); limited {
 		return w
 	}
-	if st.starved && st.own.running == 0 {
+	if (st.starved || st.crowded) && st.own.running == 0 {
 		return Wait{
 			Reason: waitConnections, Site: st.name, Limit: "delivery.max_connections",
 			Text: fmt.Sprintf("all connections are in use (delivery.max_connections = %d)", s.cfg.MaxConnections),

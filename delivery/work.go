@@ -162,7 +162,7 @@ func (s *Scheduler) starve(st *site) {
 	}
 }
 
-// relieve lets sites that wait for a connection try again, as long as there are any. The caller holds mu.
+// relieve lets sites that wait for a connection, or for one for bulk, try again, as long as there are any. The caller holds mu.
 func (s *Scheduler) relieve() {
 	for n := len(s.starved); n > 0 && s.workers < s.cfg.MaxConnections; n-- {
 		st := s.starved[0]
@@ -170,8 +170,15 @@ func (s *Scheduler) relieve() {
 		s.starved = s.starved[1:]
 		st.starved = false
 		if s.kick(st); st.starved && s.unproven >= s.cfg.MaxConnections/2 && s.suspects >= s.cfg.MaxConnections/8 {
-			return // all that are new, or were dead, wait in vain
+			break // all that are new, or were dead, wait in vain
 		}
+	}
+	for n := len(s.crowded); n > 0 && s.workers < s.cfg.MaxConnections && s.bulk < bulkWindow(s.cfg.MaxConnections); n-- {
+		st := s.crowded[0]
+		s.crowded[0] = nil
+		s.crowded = s.crowded[1:]
+		st.crowded = false
+		s.kick(st)
 	}
 }
 
@@ -209,6 +216,9 @@ func (s *Scheduler) next(st *site, now time.Time) *bundle {
 	}
 	if b != nil {
 		s.begin(st, b, now)
+	} else if !bulk && st.ready[laneBulk] > 0 && !st.crowded && s.bulk >= bulkWindow(s.cfg.MaxConnections) {
+		st.crowded = true
+		s.crowded = append(s.crowded, st)
 	}
 	return b
 }
@@ -261,6 +271,7 @@ func (s *Scheduler) hire(st *site, b *bundle, now time.Time) {
 	case w.proven:
 	case w.suspect:
 		s.suspects++
+		s.fresh[w] = struct{}{}
 	default:
 		s.unproven++
 		s.fresh[w] = struct{}{}
@@ -285,11 +296,11 @@ func (s *Scheduler) prove(w *worker) {
 		return
 	}
 	w.proven = true
+	delete(s.fresh, w)
 	if w.suspect {
 		s.suspects--
 	} else {
 		s.unproven--
-		delete(s.fresh, w)
 	}
 }
 
@@ -305,7 +316,7 @@ func (s *Scheduler) hurry(now time.Time) bool {
 		return false
 	}
 	for w := range s.fresh {
-		if now.Sub(w.began) >= slowConnect && w.cancel != nil && !w.hurried {
+		if now.Sub(w.began) >= slowConnect && w.cancel != nil && !w.suspect && !w.hurried {
 			w.hurried = true
 			w.cancel()
 		}
@@ -366,11 +377,20 @@ func (s *Scheduler) attempt(w *worker, b *bundle) (rep Report) {
 		a.session.rebind(s.working)
 		s.opened(w)
 	}
+	if a.session == nil { // one may have become idle meanwhile
+		a.session = s.pool.take(st.key)
+	}
 	s.mu.Lock()
 	a.route = st.route
-	if !w.proven && !w.suspect {
+	if a.session != nil { // there is no connecting to be cut short
+		s.prove(w)
+	}
+	if !w.proven {
 		ctx, cancel = context.WithCancel(s.working)
 		w.cancel = cancel
+		if s.stopping {
+			cancel()
+		}
 	}
 	s.mu.Unlock()
 	began := s.now()
@@ -394,9 +414,6 @@ func (s *Scheduler) attempt(w *worker, b *bundle) (rep Report) {
 			}
 		}
 	}()
-	if w.session == nil { // one may have become idle meanwhile
-		a.session = s.pool.take(st.key)
-	}
 	rep = a.Run(ctx)
 	if len(rep.again) > 0 && rep.suspend == nil && ctx.Err() != nil && s.working.Err() == nil { // hurried
 		rep.suspend = &pause{cause: causeUnreachable, host: st.name, phase: PhaseConnect, reply: mail.Reply{

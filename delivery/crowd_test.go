@@ -1,0 +1,200 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"relayd/internal/resolver"
+	"relayd/internal/resolver/resolvertest"
+	"relayd/internal/testutil"
+	"relayd/spool"
+)
+
+// crowd is a network in memory with a host at each address, of which some are dead.
+type crowd struct {
+	*wire
+	silent func(addr netip.Addr) bool // never answers
+	down   func(addr netip.Addr) bool // refuses
+
+	mu       sync.Mutex
+	dialling int // of what is down or silent
+	most     int
+}
+
+func (c *crowd) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	addr := netip.MustParseAddrPort(address).Addr()
+	down := c.down != nil && c.down(addr)
+	if !down && (c.silent == nil || !c.silent(addr)) {
+		return c.wire.DialContext(ctx, network, address)
+	}
+	c.mu.Lock()
+	c.dialling++
+	c.most = max(c.most, c.dialling)
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.dialling--
+		c.mu.Unlock()
+	}()
+	patience := 30 * time.Second
+	if down {
+		patience = time.Second
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(patience):
+		return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	}
+}
+
+// slowNames answers after some milliseconds, not the same for all.
+type slowNames struct{ *resolvertest.Fake }
+
+func (n slowNames) LookupMX(ctx context.Context, domain string) ([]resolver.MX, error) {
+	<-time.After(time.Duration(len(domain)+int(domain[2])%7) * time.Millisecond)
+	return n.Fake.LookupMX(ctx, domain)
+}
+
+// crowdRig has n destinations at hosts of their own: d0.example at 10.0.0.0 and so on.
+func crowdRig(t *testing.T, c *crowd, mx *testutil.MX, n int) *rig {
+	c.wire = &wire{}
+	fake := &resolvertest.Fake{MX: map[string][]resolver.MX{}, IP: map[string][]netip.Addr{}}
+	r := wireRig(t, c.wire, mx, nil)
+	for i := range n {
+		host := fmt.Sprintf("mx.d%d.example", i)
+		fake.MX[fmt.Sprintf("d%d.example", i)] = []resolver.MX{{Host: host, Pref: 10}}
+		fake.IP[host] = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}
+	}
+	r.deps.Resolver = slowNames{fake}
+	r.cfg.AllowPrivateMX = true
+	r.network = c
+	return r
+}
+
+// number is which of the destinations an address belongs to.
+func number(a netip.Addr) int {
+	b := a.As4()
+	return int(b[2])<<8 | int(b[3])
+}
+
+// toAll submits one message to each of n destinations.
+func (r *rig) toAll(n int) {
+	r.t.Helper()
+	for i := range n {
+		r.submit(submission{to: []string{fmt.Sprintf("a@d%d.example", i)}, class: spool.Bulk})
+	}
+}
+
+func TestMoreQueuesThanLookUpsAreTakenWithoutAPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		mx := &testutil.MX{}
+		r := crowdRig(t, &crowd{}, mx, 4*maxLookups)
+		r.toAll(4 * maxLookups)
+		r.start()
+		<-time.After(10 * time.Second)
+		require.Len(t, mx.Mails(), 4*maxLookups)
+	})
+}
+
+// TestBulkAtItsBoundGoesOn has one message more at each of many sites than connections that bulk may have: each site gets its
+// turn.
+func TestBulkAtItsBoundGoesOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const all, each = 60, 10
+		mx := &testutil.MX{}
+		mx.Received = func(*testutil.Mail) { <-time.After(100 * time.Millisecond) }
+		r := crowdRig(t, &crowd{}, mx, all)
+		r.cfg.MaxConnections = 20
+		for range each {
+			r.toAll(all)
+		}
+		r.start()
+		<-time.After(10 * time.Second)
+		require.Len(t, mx.Mails(), all*each)
+	})
+}
+
+// TestSilentHostsLetOthersPass has more new hosts that never answer than connections: healthy ones do not wait for their
+// time-outs.
+func TestSilentHostsLetOthersPass(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const all = 120 // every second is silent
+		mx := &testutil.MX{}
+		r := crowdRig(t, &crowd{silent: func(a netip.Addr) bool { return number(a)%2 == 0 }}, mx, all)
+		r.cfg.MaxConnections = 20
+		r.toAll(all)
+		r.start()
+		<-time.After(25 * time.Second)
+		require.Len(t, mx.Mails(), all/2, "six rounds of ten silent ones, two seconds each, and none had its time-out")
+	})
+}
+
+// TestSilentHostsKeepTheirTimeWhereNobodyWaits has connections enough for all: a slow host gets all the time of the
+// configuration.
+func TestSilentHostsKeepTheirTimeWhereNobodyWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := &crowd{silent: func(netip.Addr) bool { return true }}
+		r := crowdRig(t, c, &testutil.MX{}, 5)
+		r.cfg.MaxConnections = 20
+		r.toAll(5)
+		r.start()
+		<-time.After(25 * time.Second)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		require.Equal(t, 5, c.dialling)
+	})
+}
+
+// TestHostsThatFailedLastTimeGetAnEighth has many dead hosts whose pauses end together.
+func TestHostsThatFailedLastTimeGetAnEighth(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const all, connections = 200, 40
+		c := &crowd{down: func(netip.Addr) bool { return true }}
+		r := crowdRig(t, c, &testutil.MX{}, all)
+		r.cfg.MaxConnections, r.cfg.ConnectTries = connections, 1
+		r.toAll(all)
+		r.start()
+		<-time.After(20 * time.Second)
+		c.mu.Lock()
+		require.Equal(t, connections/2, c.most, "new ones get half")
+		c.most = 0
+		c.mu.Unlock()
+		<-time.After(20 * time.Minute)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		require.Equal(t, connections/8, c.most)
+	})
+}
+
+// TestTheEndDoesNotWaitForHostsThatNeverAnswer stops while connecting: nothing was presented, so nothing is waited for.
+func TestTheEndDoesNotWaitForHostsThatNeverAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := crowdRig(t, &crowd{silent: func(netip.Addr) bool { return true }}, &testutil.MX{}, 5)
+		r.toAll(5)
+		r.start()
+		<-time.After(2 * time.Second)
+		began := time.Now()
+		r.shutdown()
+		require.Less(t, time.Since(began), time.Second) // of virtual time
+		ready, deferred, leased := r.queued()
+		require.EqualValues(t, 5, ready)
+		require.Zero(t, deferred)
+		require.Zero(t, leased)
+	})
+}
