@@ -71,7 +71,7 @@ s.sendmail('news@shop.example', ['ann@dest.example'], sys.stdin.buffer.read())
 	wait(t, "the message", 20*time.Second, func() bool { return s.count() == 1 })
 	require.Equal(t, 2, r.verify(s.all()[0].Data))
 	require.Equal(t, "not offered 504\n", run(theirs))
-	require.Contains(t, r.logText(), "certificate.refused")
+	wait(t, "the refusal in the log", 5*time.Second, func() bool { return r.logged("certificate.refused") })
 	send := []string{"send", "--server", "localhost:" + itoa(port), "--ca-file", r.ca, "--cert-file", mine, "--from", "news@shop.example", "--to", "ann@dest.example"}
 	stdout, stderr, code := r.ctl(send...)
 	require.Zero(t, code, stderr)

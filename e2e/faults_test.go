@@ -77,7 +77,9 @@ func TestFaultOfSync(t *testing.T) {
 		require.NotEqual(t, accepted, b.one(r, l, 2000, fmt.Sprintf("after-%d@d0.example", n)), "it carries on as if the data were safe")
 		require.Equal(t, http.StatusServiceUnavailable, b.post(r, fmt.Sprintf("http-%d@d0.example", n)))
 		require.Equal(t, http.StatusServiceUnavailable, httpStatus(t, r, "/readyz"))
-		require.Regexp(t, `"level":"ERROR","msg":"storage.failed"`, r.logText())
+		wait(t, "the error in the log", 5*time.Second, func() bool {
+			return strings.Contains(r.logText(), `"level":"ERROR","msg":"storage.failed"`)
+		})
 		for _, le := range b.letters {
 			require.True(t, le.fate != refused || strings.HasPrefix(le.reply, "4") || strings.Contains(le.reply, "unexpected reply 4") || strings.HasPrefix(le.reply, "storage_unavailable"), le.reply)
 		}

@@ -106,6 +106,7 @@ func TestInboundMail(t *testing.T) {
 	require.Contains(t, string(last.Data), "You send spam")
 	require.Contains(t, string(last.Data), "Subject: Mail for postmaster@relay.example: help")
 	require.Contains(t, string(last.Data), "Authentication-Results: relay.example;")
+	wait(t, "the log", 5*time.Second, func() bool { return r.logged("message.unsigned") })
 	require.Equal(t, 1, strings.Count(r.logText(), `"message.unsigned"`), "no key of relay.example: said in the log")
 }
 

@@ -98,13 +98,13 @@ func receive(t *testing.T, mta receiver, chunking bool) {
 		}
 	}
 	require.Equal(t, map[string]int{"small": 1, "dots": 1, "korean": 1}, seen)
+	wait(t, "the refusal in the log", 5*time.Second, func() bool { return strings.Contains(r.logText(), `"code":550`) })
 	log := r.logText()
 	if mta.broken {
 		require.Contains(t, log, `"session.downgraded"`)
 	} else {
 		require.Contains(t, log, `"tls":"TLS1.3"`)
 	}
-	require.Contains(t, log, `"code":550`)
 }
 
 // peer is a program of peersDir.

@@ -34,7 +34,7 @@ func TestReloadedConfigurationHoldsForNewSessions(t *testing.T) {
 	wait(t, "the first letter", 20*time.Second, func() bool { return mx.count() == 1 })
 
 	reload(r.conf+"[[delivery.rule]]\nroute = \"nowhere\"\n", "configuration.kept")
-	require.Contains(t, r.logText(), `delivery.rule[0].route`)
+	wait(t, "the fault in the log", 5*time.Second, func() bool { return strings.Contains(r.logText(), `delivery.rule[0].route`) })
 	send("faulty")
 	wait(t, "the second letter", 20*time.Second, func() bool { return mx.count() == 2 })
 

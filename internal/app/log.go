@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"sync"
@@ -17,11 +18,36 @@ func NewLogger(w io.Writer, cfg config.Log) *slog.Logger {
 		level = slog.LevelInfo
 	}
 	opts := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(w, opts)
 	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
+		h = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
+	if behind, ok := w.(*LogWriter); ok {
+		h = prompt{h, behind}
+	}
+	return slog.New(h)
 }
+
+// prompt lets warnings and errors not wait for others.
+type prompt struct {
+	slog.Handler
+	out *LogWriter
+}
+
+// Handle writes the record.
+func (p prompt) Handle(ctx context.Context, r slog.Record) error {
+	err := p.Handler.Handle(ctx, r)
+	if r.Level >= slog.LevelWarn {
+		p.out.hasten()
+	}
+	return err
+}
+
+// WithAttrs is that of slog.Handler.
+func (p prompt) WithAttrs(attrs []slog.Attr) slog.Handler { return prompt{p.Handler.WithAttrs(attrs), p.out} }
+
+// WithGroup is that of slog.Handler.
+func (p prompt) WithGroup(name string) slog.Handler { return prompt{p.Handler.WithGroup(name), p.out} }
 
 // Bounds of what waits to be written to the log.
 const (
@@ -40,13 +66,14 @@ type LogWriter struct {
 	dropped int
 	closed  bool
 
-	wake chan struct{}
-	done chan struct{}
+	wake  chan struct{}
+	hurry chan struct{} // received: what waits is written at once
+	done  chan struct{}
 }
 
 // NewLogWriter writes to w until Close. cfg is that of the records.
 func NewLogWriter(w io.Writer, cfg config.Log) *LogWriter {
-	l := &LogWriter{to: w, log: NewLogger(w, cfg), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	l := &LogWriter{to: w, log: NewLogger(w, cfg), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{})}
 	go l.run()
 	return l
 }
@@ -68,9 +95,14 @@ func (l *LogWriter) Write(record []byte) (int, error) {
 	return len(record), nil
 }
 
-func (l *LogWriter) signal() {
+func (l *LogWriter) signal() { notify(l.wake) }
+
+// hasten ends the wait for more records.
+func (l *LogWriter) hasten() { notify(l.hurry) }
+
+func notify(c chan<- struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -80,16 +112,15 @@ func (l *LogWriter) run() {
 	defer close(l.done)
 	var batch bytes.Buffer
 	for range l.wake {
-		l.mu.Lock()
-		closed := l.closed
-		l.mu.Unlock()
-		if !closed {
-			time.Sleep(logDelay)
+		select {
+		case <-l.hurry:
+		case <-time.After(logDelay):
 		}
 		l.mu.Lock()
 		batch, l.waiting = l.waiting, batch
 		dropped := l.dropped
-		l.dropped, closed = 0, l.closed
+		l.dropped = 0
+		closed := l.closed
 		l.mu.Unlock()
 		_, _ = l.to.Write(batch.Bytes()) // who cannot be told of a log that fails?
 		if dropped > 0 {
@@ -109,6 +140,7 @@ func (l *LogWriter) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	l.signal()
+	l.hasten()
 	select {
 	case <-l.done:
 	case <-time.After(time.Second):
