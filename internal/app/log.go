@@ -44,7 +44,9 @@ func (p prompt) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // WithAttrs is that of slog.Handler.
-func (p prompt) WithAttrs(attrs []slog.Attr) slog.Handler { return prompt{p.Handler.WithAttrs(attrs), p.out} }
+func (p prompt) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return prompt{p.Handler.WithAttrs(attrs), p.out}
+}
 
 // WithGroup is that of slog.Handler.
 func (p prompt) WithGroup(name string) slog.Handler { return prompt{p.Handler.WithGroup(name), p.out} }
