@@ -239,7 +239,6 @@ func TestDamagedGzipIsNoFaultOfOurs(t *testing.T) {
 	flipped[len(flipped)/2] ^= 0xff
 	checksum := bytes.Clone(good)
 	checksum[len(checksum)-6] ^= 1
-	bomb := packed(t, []byte("email\n"+strings.Repeat(strings.Repeat("y", 1_000_000)+"\n", 80)))
 	for name, tt := range map[string]struct {
 		body io.Reader
 		want string
@@ -248,7 +247,6 @@ func TestDamagedGzipIsNoFaultOfOurs(t *testing.T) {
 		"flipped":         {bytes.NewReader(flipped), "the upload "},
 		"checksum":        {bytes.NewReader(checksum), "damaged"},
 		"something_after": {bytes.NewReader(append(bytes.Clone(good), "email\n"...)), "the upload "},
-		"bomb":            {bytes.NewReader(bomb), "unpacks to more than 250 times its size"},
 		"broken_pipe":     {io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(io.ErrClosedPipe)), ""},
 	} {
 		r, err := NewReader("text/csv", tt.body, ReadOptions{})
