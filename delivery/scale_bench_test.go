@@ -174,10 +174,13 @@ func BenchmarkManyDestinations(b *testing.B) {
 	messages := amount(20_000)
 	var rates [2]float64
 	for i, name := range []string{"healthy", "and_dead_and_throttling"} {
-		b.Run(name, func(b *testing.B) { rates[i] = benchDestinations(b, messages/10, i == 1) })
-	}
-	if rates[0] > 0 && rates[1] > 0 {
-		b.Logf("%d messages to %d destinations: healthy ones at %.2f of the rate without the bad ones", messages, messages/10, rates[1]/rates[0])
+		b.Run(name, func(b *testing.B) {
+			rates[i] = benchDestinations(b, messages/10, i == 1)
+			if i == 1 && rates[0] > 0 { // what the parent logs is not shown
+				b.ReportMetric(rates[1]/rates[0], "of-healthy")
+				b.Logf("%d messages to %d destinations: healthy ones at %.2f of the rate without the bad ones", messages, messages/10, rates[1]/rates[0])
+			}
+		})
 	}
 }
 
