@@ -84,6 +84,7 @@ type Service struct {
 
 // job is what Run has to do for a campaign, and what is known of its speed.
 type job struct {
+	revision int64 // of the record
 	state    string
 	reason   string
 	queued   bool
@@ -161,21 +162,26 @@ func (s *Service) load(ctx context.Context) error {
 	})
 }
 
-// follow brings what is held in memory in line with a record that is durable.
+// follow brings what is held in memory in line with a record that is durable. Whoever has read or changed a record tells,
+// in any order: what an older one says is passed over.
 func (s *Service) follow(r *record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	j := s.jobs[r.ID]
+	if j != nil && r.Revision < j.revision {
+		return
+	}
 	stopped := r.State == Paused || r.State == Cancelling
 	s.spool.PauseStream(formatID(r.ID), stopped)
 	if r.State == Draft || ended(r.State) {
 		delete(s.jobs, r.ID)
 		return
 	}
-	j := s.jobs[r.ID]
 	if j == nil {
 		j = &job{}
 		s.jobs[r.ID] = j
 	}
+	j.revision = r.Revision
 	if j.state != r.State {
 		j.after, j.look = 0, 0
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -71,6 +72,7 @@ func (b *ledger) campaigns(ctx context.Context, wg *sync.WaitGroup, r *relay) *b
 // how many there are and how many copies came twice.
 func (b *ledger) auditCampaigns(r *relay, bs *broadcasts) (reached, twice int) {
 	b.t.Helper()
+	wait(b.t, "the campaigns to end", 120*time.Second, r.idle) // between two pages of one nothing is queued
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	require.NotEmpty(b.t, bs.ids)
