@@ -285,11 +285,11 @@ func (c *composition) needsContact() bool {
 	return false
 }
 
-// see checks one recipient.
-func (l *lacks) see(to mail.Path, attributes []attribute, pointer string) {
+// see checks one recipient, and tells whether it lacks nothing.
+func (l *lacks) see(to mail.Path, attributes []attribute, pointer string) (whole bool) {
 	l.seen++
 	if l.always {
-		return
+		return true
 	}
 	if len(l.names) < maxAttributes {
 		for _, a := range attributes {
@@ -316,6 +316,7 @@ func (l *lacks) see(to mail.Path, attributes []attribute, pointer string) {
 			item.code = code
 		}
 	}
+	return err == nil && len(missing) == 0
 }
 
 func (l *lacks) item(m map[string]*lack, name string, to mail.Path, pointer string) *lack {

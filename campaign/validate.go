@@ -196,8 +196,7 @@ func (v *validation) look(tx kv.Tx, batch []recipient) error {
 			site = v.s.sites.SiteOf(rec.to.Domain)
 		}
 		v.by[providerOfDomain(rec.to.Domain, site)]++
-		v.lack.see(rec.to, rec.attributes, "")
-		if v.sample == nil {
+		if v.lack.see(rec.to, rec.attributes, "") && v.sample == nil { // one that lacks something has no message
 			kept := *rec
 			v.sample = &kept
 		}
