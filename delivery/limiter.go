@@ -214,9 +214,7 @@ func (s *Scheduler) call(l *limiter) {
 		if l.full(l.running) != nil {
 			return
 		}
-		l.line[0] = waiter{}
-		l.line = l.line[1:]
-		delete(l.inLine, w)
+		l.leave()
 		if w.flow != nil {
 			w.site.unpark(w.flow)
 		}
@@ -228,6 +226,13 @@ func (s *Scheduler) call(l *limiter) {
 	if len(l.line) == 0 {
 		l.line = nil
 	}
+}
+
+// leave takes the first one out of the line.
+func (l *limiter) leave() {
+	delete(l.inLine, l.line[0])
+	l.line[0] = waiter{}
+	l.line = l.line[1:]
 }
 
 // ring calls the lines whose time has come, and tells when the next one's does. The caller holds mu.

@@ -254,6 +254,24 @@ func (s *Scheduler) end(st *site, b *bundle, unsent int) {
 		if unsent > 0 {
 			l.refund(unsent)
 		}
+	}
+}
+
+// goOn gives the flow of a bundle that was counted off its place again where it is first in the line for it: the worker
+// that is at hand takes it up. The caller holds mu.
+func (s *Scheduler) goOn(st *site, f *flow, now time.Time) {
+	for _, l := range f.limiters() {
+		if len(l.line) > 0 && l.line[0] == (waiter{st, f}) && l.full(l.running) == nil && l.closed(now) == nil {
+			l.leave()
+			st.unpark(f)
+			s.tidy(st, f)
+		}
+	}
+}
+
+// callFor calls those who wait in the lines of a flow's account and campaign. The caller holds mu.
+func (s *Scheduler) callFor(f *flow) {
+	for _, l := range f.limiters() {
 		if len(l.line) > 0 {
 			s.call(l)
 		}
@@ -338,12 +356,16 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 		s.mu.Lock()
 		s.end(st, b, len(rep.again))
 		s.learn(st, b, rep)
+		f := b.flow
 		b = nil
 		if !st.over() {
-			if b = s.next(st, s.now()); b != nil {
+			now := s.now()
+			s.goOn(st, f, now)
+			if b = s.next(st, now); b != nil {
 				s.kick(st)
 			}
 		}
+		s.callFor(f)
 		s.mu.Unlock()
 		s.settler.wait()
 	}
