@@ -26,6 +26,7 @@ type compiler struct {
 	images    *imageSet          // those that the HTML may refer to
 	onBody    func() error       // called once behind the <body> tag
 	sheet     *sheet             // takes note of the HTML as it is compiled, nil for not
+	mini      *minifier          // takes out what nobody sees, nil for not
 	styled    map[string]string  // by part: source with its style rules written into style attributes
 	cursors   map[string]*cursor // by part
 	partialScope
@@ -199,8 +200,9 @@ func (c *compiler) static(t token) error {
 	}
 	if c.onBody != nil && !c.value {
 		if end := c.bodyEnd(text); end > 0 {
-			c.pending = append(c.pending, text[:end]...)
-			c.st = c.st.advance(text[:end], nil)
+			if err := c.emitHTML(text[:end], t.at); err != nil {
+				return err
+			}
 			insert := c.onBody
 			c.onBody = nil
 			if err := insert(); err != nil {
@@ -209,9 +211,21 @@ func (c *compiler) static(t token) error {
 			text = text[end:]
 		}
 	}
-	c.pending = append(c.pending, text...)
+	return c.emitHTML(text, t.at)
+}
+
+// emitHTML emits static text between tags or inside of one; at is the place of errors.
+func (c *compiler) emitHTML(text string, at int) error {
+	n := len(text)
+	if c.mini == nil {
+		c.pending = append(c.pending, text...)
+	} else {
+		before := len(c.pending)
+		c.pending = c.mini.append(c.pending, text, c.st)
+		n = len(c.pending) - before
+	}
 	c.st = c.st.advance(text, nil)
-	return c.grow(len(t.text), t.at)
+	return c.grow(n, at)
 }
 
 // bodyEnd returns the offset behind the <body> tag that ends in text, 0 for none.
@@ -232,6 +246,9 @@ func (c *compiler) plainText(t token) error {
 		return errorAt(c.part, c.src, t.at, "a URL of this kind is not allowed in a message")
 	}
 	c.pending = appendEscaped(c.pending, c.plain, t.text, kind != escText)
+	if c.mini != nil {
+		c.mini.space = false
+	}
 	if c.st.at == beforeValue && t.text != "" {
 		c.st.at, c.st.url = inBare, urlStart
 	}
@@ -255,6 +272,9 @@ func (c *compiler) grow(n, at int) error {
 
 // flush turns pending text into an operation. Whoever sets a target for a jump flushes first.
 func (c *compiler) flush() {
+	if c.mini != nil {
+		c.mini.space = false // what stands before what follows depends on the branch
+	}
 	if len(c.pending) > 0 {
 		c.prog.ops = append(c.prog.ops, op{code: opText, text: string(c.pending)})
 		c.pending = c.pending[:0]

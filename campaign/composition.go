@@ -25,6 +25,7 @@ type composition struct {
 	from     mail.Path
 	reverse  mail.Path
 	scope    scope
+	skip     bool // recipients who lack a variable are left out
 	subject  *program
 	html     *program // nil: the message is text only
 	text     *program
@@ -42,6 +43,13 @@ type composition struct {
 	images   int
 	size     atomic.Int64 // of the last message, for buffers
 }
+
+// What becomes of recipients who lack a variable that has no default.
+const (
+	missingError   = "error"   // the campaign is refused
+	missingDefault = "default" // nothing stands in its place
+	missingSkip    = "skip"    // they get no message: render_failed
+)
 
 const (
 	maxNameLength  = 200
@@ -62,6 +70,15 @@ func newComposition(id mail.QueueID, account string, req *api.CreateCampaign, ho
 	c := &composition{id: id, mark: id.String(), account: account, name: req.Name, host: hostname, unsub: unsubscribeBase(publicURL)}
 	c.addresses(req, bad)
 	c.data(req.Data, &req.Template, bad)
+	switch req.OnMissing {
+	case "", missingError:
+	case missingDefault:
+		c.scope.blank = true
+	case missingSkip:
+		c.skip = true
+	default:
+		bad.add("/on_missing", api.CodeInvalidParameter, `%q is not "error", "default" or "skip"`, clip(req.OnMissing, 40))
+	}
 	set, err := c.content(&req.Template, bad)
 	if err != nil {
 		return nil, err
@@ -352,6 +369,9 @@ func tagsOf(p *program) []op {
 func (c *composition) compileStyled(t *api.CampaignTemplate, set *imageSet, sh *sheet, styled map[string]string) (*program, error) {
 	comp := newCompiler(partHTML, modeHTML, &c.scope)
 	comp.images, comp.sheet, comp.styled = set, sh, styled
+	if t.Options.Minify {
+		comp.mini = &minifier{off: c.keepsSpace(t)}
+	}
 	preheader := func() error {
 		comp.pending = append(comp.pending, preheaderOpen...)
 		was := *comp
@@ -372,6 +392,19 @@ func (c *composition) compileStyled(t *api.CampaignTemplate, set *imageSet, sh *
 		return nil, err
 	}
 	return comp.finish()
+}
+
+// keepsSpace tells whether a style somewhere in the HTML shows white space as it stands.
+func (c *composition) keepsSpace(t *api.CampaignTemplate) bool {
+	found := keepsSpace().MatchString(t.HTML)
+	for _, p := range c.scope.partials {
+		found = found || keepsSpace().MatchString(p.HTML)
+	}
+	for _, x := range c.scope.data {
+		s, ok := x.(string)
+		found = found || ok && keepsSpace().MatchString(s)
+	}
+	return found
 }
 
 func hasBody(src string) bool {

@@ -169,6 +169,11 @@ func (s *Service) checkRequest(account string, req *api.CreateCampaign, bad *Inv
 	if len(req.Recipients) > maxInline {
 		bad.add("/recipients", api.CodeInvalidParameter, "%d recipients in one request, more than %d: upload them to /v1/campaigns/{id}/recipients", len(req.Recipients), maxInline)
 	}
+	for pointer, wanted := range map[string]bool{"/tracking/opens": req.Tracking.Opens, "/tracking/clicks": req.Tracking.Clicks} {
+		if wanted {
+			bad.add(pointer, api.CodeInvalidParameter, "relayd does not watch recipients: it counts neither opened messages nor followed links")
+		}
+	}
 	for pointer, address := range map[string]string{"/from/email": req.From.Email, "/return_path": req.ReturnPath} {
 		if p, err := parseAddress(address); err == nil && !s.mayUse(account, p.Domain) {
 			bad.add(pointer, api.CodeFromNotVerified, "%s is not a sender domain of this account: run relayctl domain add %s", p.Domain, p.Domain)
@@ -247,6 +252,7 @@ type lacks struct {
 	c       *composition
 	always  bool // no recipient can lack anything
 	seen    int64
+	without int64 // of them, those that lack something
 	missing map[string]*lack
 	others  map[string]*lack // other reasons why a message could not be made
 	names   map[string]bool  // attributes that recipients have
@@ -297,6 +303,9 @@ func (l *lacks) see(to mail.Path, attributes []attribute, pointer string) (whole
 		}
 	}
 	missing, err := l.c.check(&contact{address: to.String(), attributes: attributes, system: system{messageID: "x@y"}})
+	if len(missing) > 0 {
+		l.without++
+	}
 	told := map[string]bool{}
 	for _, u := range missing {
 		if !told[u.name] {
@@ -348,11 +357,20 @@ func (l *lacks) places(u *use) []string {
 	return list
 }
 
-// tell adds one error per variable and per other reason.
+// tolerated tells that a campaign starts although recipients lack variables.
+func (l *lacks) tolerated() bool { return l.c.skip || l.c.scope.blank }
+
+// tell adds one error per variable, unless that is tolerated, and per other reason.
 func (l *lacks) tell(bad *Invalid) {
+	if l.c.skip && l.without > 0 && l.without == l.seen {
+		bad.add("/on_missing", api.CodeAudienceEmpty, "every recipient lacks %s and would be left out", strings.Join(sortedKeys(l.missing), ", "))
+	}
 	known := append(sortedKeys(l.names), reservedNames()...)
 	known = append(known, sortedKeys(l.c.scope.data)...)
 	for _, name := range sortedKeys(l.missing) {
+		if l.tolerated() {
+			break
+		}
 		item := l.missing[name]
 		detail := fmt.Sprintf("the template needs %q (%s), and %d of %d recipients have none, such as %s", name,
 			strings.Join(item.places, ", "), item.count, l.seen, strings.Join(item.samples, ", "))

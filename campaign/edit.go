@@ -22,7 +22,7 @@ func (s *Service) Patch(ctx context.Context, account, id, etag string, in *api.P
 	if etag != "" && etag != r.etag() {
 		return api.Campaign{}, ErrChanged
 	}
-	content := in.Name != nil || in.From != nil || in.ReplyTo != nil || in.Template != nil || in.Data != nil || in.Audience != nil || in.Tags != nil
+	content := in.Name != nil || in.From != nil || in.ReplyTo != nil || in.Template != nil || in.Data != nil || in.OnMissing != nil || in.Audience != nil || in.Tags != nil
 	switch {
 	case r.State == Draft:
 		return s.redraft(ctx, r, in)
@@ -76,6 +76,9 @@ func (s *Service) redraft(ctx context.Context, r *record, in *api.PatchCampaign)
 	}
 	if in.Data != nil {
 		req.Data = in.Data
+	}
+	if in.OnMissing != nil {
+		req.OnMissing = *in.OnMissing
 	}
 	if in.Audience != nil {
 		req.Audience = in.Audience

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,6 +23,9 @@ func (s *Service) Preview(ctx context.Context, account, id string, in *api.Previ
 	}
 	c, err := s.compile(ctx, r)
 	if err != nil {
+		return api.CampaignPreview{}, err
+	}
+	if in, err = s.withSample(ctx, r, in); err != nil {
 		return api.CampaignPreview{}, err
 	}
 	to, attributes, err := s.pick(ctx, r, c, in.Contact, in.Data)
@@ -50,6 +54,52 @@ func (s *Service) Preview(ctx context.Context, account, id string, in *api.Previ
 	}
 	p.Text, err = c.plain(c.text, ct)
 	return p, renderInvalid(err)
+}
+
+// withSample puts what the named sample of the stored template has of a recipient under the data of the request. What it
+// has of a campaign is not used: this campaign has its own.
+func (s *Service) withSample(ctx context.Context, r *record, in *api.PreviewCampaign) (*api.PreviewCampaign, error) {
+	if in.Sample == "" {
+		return in, nil
+	}
+	bad := &Invalid{}
+	if in.Contact != "" {
+		bad.add("/sample", api.CodeInvalidParameter, "give either a contact or a sample")
+		return nil, bad
+	}
+	req, err := s.request(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	t := req.Template
+	if t.Name == "" {
+		bad.add("/sample", api.CodeInvalidParameter, "the campaign's template is its own: samples are those of stored templates")
+		return nil, bad
+	}
+	if t.Version == 0 {
+		_, key, err := s.resolve(ctx, r.Account, api.TemplateRef{Name: t.Name}, kindBroadcast, "/sample")
+		if err != nil {
+			return nil, err
+		}
+		t.Version = key.version
+	}
+	_, _, content, err := s.edition(ctx, r.Account, t.Name, t.Version)
+	if err != nil {
+		return nil, err
+	}
+	sample, err := pickSample(content.Source.Samples, &api.RenderTemplate{Sample: in.Sample})
+	if err != nil {
+		return nil, err
+	}
+	out := *in
+	out.Data = part(kindBroadcast, content.Source.Variables, sample.Data, sample.Attributes).attributes
+	for name, x := range sample.Data {
+		if _, ofCampaign := req.Data[name]; !ofCampaign {
+			out.Data[name] = x // nothing declares whose it is
+		}
+	}
+	maps.Copy(out.Data, in.Data)
+	return &out, nil
 }
 
 // plain runs one part of the message without the encoding for transport.

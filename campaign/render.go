@@ -268,19 +268,20 @@ func (m *machine) eval(e *expr, strict bool) (value, error) {
 	case e.helper == nil:
 		return e.lit, nil
 	}
-	args := make([]value, len(e.args), 4)
+	args, absent := make([]value, len(e.args), 4), false
 	for i, a := range e.args {
 		v, err := m.eval(a, e.helper.strict && strict && (e.helper.name != "default" || i == len(e.args)-1))
 		if err != nil {
 			return v, err
 		}
 		args[i] = v
+		absent = absent || v.kind == kindMissing
 	}
 	v, err := e.helper.fn(args)
 	if err == nil && v.kind == kindMissing && strict && e.helper.name == "lookup" {
 		return v, m.lacksEntry(e, args[1].text())
 	}
-	if err != nil && m.lenient && len(m.missing) > 0 {
+	if err != nil && (m.lenient && len(m.missing) > 0 || m.scope.blank && absent) {
 		return value{kind: kindString}, nil // it is the missing value that the helper cannot read
 	}
 	return v, err
@@ -294,6 +295,9 @@ func (m *machine) lacks(e *expr) error {
 		m.missing = append(m.missing, u)
 		return nil
 	}
+	if m.scope.blank {
+		return nil
+	}
 	return fmt.Errorf("%w: the recipient has no %q", errMissing, e.path.text)
 }
 
@@ -301,6 +305,9 @@ func (m *machine) lacks(e *expr) error {
 func (m *machine) lacksEntry(e *expr, name string) error {
 	if at := places(e); m.lenient && len(at) > 0 {
 		m.missing = append(m.missing, &m.prog.uses[at[0]])
+		return nil
+	}
+	if m.scope.blank {
 		return nil
 	}
 	return fmt.Errorf("%w: lookup finds no %q", errMissing, clip(name, 40))

@@ -125,6 +125,7 @@ type scope struct {
 	vars     map[string]api.Variable
 	partials map[string]api.Partial
 	single   bool // of one message: what it carries as html is its sender's
+	blank    bool // what is missing is the empty text
 }
 
 // program is one compiled part: flat operations over static text that is encoded once.

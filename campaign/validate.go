@@ -190,13 +190,18 @@ func (v *validation) look(tx kv.Tx, batch []recipient) error {
 			n.Invalid++
 			continue
 		}
+		whole := v.lack.see(rec.to, rec.attributes, "")
+		if !whole && v.c.skip {
+			n.RenderFailed++
+			continue
+		}
 		n.WillSend++
 		site := ""
 		if v.s.sites != nil {
 			site = v.s.sites.SiteOf(rec.to.Domain)
 		}
 		v.by[providerOfDomain(rec.to.Domain, site)]++
-		if v.lack.see(rec.to, rec.attributes, "") && v.sample == nil { // one that lacks something has no message
+		if (whole || v.c.scope.blank) && v.sample == nil { // else one that lacks something has no message
 			kept := *rec
 			v.sample = &kept
 		}
@@ -237,6 +242,12 @@ func (v *validation) lacks() {
 	for _, name := range sortedKeys(v.lack.missing) {
 		item := v.lack.missing[name]
 		check := v.add("missing_variables", false, "the template needs %q, and %d recipients have none", name, item.count)
+		switch check.OK = v.lack.tolerated(); {
+		case v.c.skip:
+			check.Detail += ": they are left out (on_missing is skip)"
+		case v.c.scope.blank:
+			check.Detail += ": nothing stands in its place (on_missing is default)"
+		}
 		check.Count, check.Pointer, check.Sample = item.count, "/data/"+escapePointer(name), item.samples
 	}
 	for _, reason := range sortedKeys(v.lack.others) {

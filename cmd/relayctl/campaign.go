@@ -92,6 +92,7 @@ win. Recipients may stand in the JSON file or come from a CSV or JSON lines file
 	fl.StringVar(&in.ReplyTo, "reply-to", "", "`address` for answers")
 	fl.StringVar(&in.Stream, "stream", "", "`stream` for List-Id and listings")
 	fl.StringArrayVar(&f.data, "data", nil, "campaign variable `KEY=VALUE`, or KEY=@FILE, repeatable")
+	fl.StringVar(&in.OnMissing, "on-missing", "", "`what` becomes of recipients who lack a variable: error (default, the campaign is refused), default (nothing stands there) or skip (they get no message)")
 	fl.StringVar(&f.recipients, "recipients", "", "CSV or JSON lines `file`, - for standard input")
 	fl.StringVar(&f.kind, "recipients-type", "", "`type` of that file: csv or jsonl; default: by its name")
 	fl.StringVar(&f.key, "idempotency-key", "", "`key` that makes the command safe to repeat")
@@ -132,7 +133,7 @@ func (f *campaignFlags) apply(cmd *cobra.Command, flags api.CreateCampaign, in *
 	for name, to := range map[string]struct{ dst, src *string }{
 		"name": {&in.Name, &flags.Name}, "subject": {&in.Template.Subject, &flags.Template.Subject},
 		"preheader": {&in.Template.Preheader, &flags.Template.Preheader}, "reply-to": {&in.ReplyTo, &flags.ReplyTo},
-		"stream": {&in.Stream, &flags.Stream},
+		"stream": {&in.Stream, &flags.Stream}, "on-missing": {&in.OnMissing, &flags.OnMissing},
 	} {
 		if cmd.Flags().Changed(name) {
 			*to.dst = *to.src

@@ -138,6 +138,7 @@ func (a *app) campaignValidate() *cobra.Command {
 					{"suppressed", number(n.Suppressed)},
 					{"unsubscribed", number(n.Unsubscribed)},
 					{"invalid", number(n.Invalid)},
+					{"render failed", number(n.RenderFailed)},
 					{"estimated", fmt.Sprintf("%s, %d bytes", time.Duration(v.Estimated.Seconds)*time.Second, v.Estimated.Bytes)},
 				}
 				for _, check := range v.Checks {
@@ -185,7 +186,7 @@ func dataOf(list []string) (map[string]any, error) {
 }
 
 func (a *app) campaignPreview() *cobra.Command {
-	contact, part := "", ""
+	contact, sample, part := "", "", ""
 	var data []string
 	c := &cobra.Command{
 		Use:   "preview ID",
@@ -199,7 +200,7 @@ func (a *app) campaignPreview() *cobra.Command {
 				return err
 			}
 			return a.call(func(c *api.Client) error {
-				p, err := c.PreviewCampaign(cmd.Context(), args[0], api.PreviewCampaign{Contact: contact, Data: attributes})
+				p, err := c.PreviewCampaign(cmd.Context(), args[0], api.PreviewCampaign{Contact: contact, Sample: sample, Data: attributes})
 				if err != nil {
 					return err
 				}
@@ -216,6 +217,7 @@ func (a *app) campaignPreview() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&contact, "contact", "", "`address` of a recipient; default: the first")
+	c.Flags().StringVar(&sample, "sample", "", "`name` of a sample of the stored template, in place of a recipient")
 	c.Flags().StringArrayVar(&data, "data", nil, "merge data `KEY=VALUE` in place of the recipient's, repeatable")
 	c.Flags().StringVar(&part, "part", "", "only this `part`: html, text or subject")
 	return c

@@ -11,7 +11,8 @@ type CreateCampaign struct {
 	ReturnPath string            `json:"return_path,omitempty"` // reverse-path; default: the From address
 	Stream     string            `json:"stream,omitempty"`      // label for List-Id and listings; default "broadcast"
 	Template   CampaignTemplate  `json:"template"`
-	Data       map[string]any    `json:"data,omitempty"` // campaign scope: trusted, HTML in the HTML part
+	Data       map[string]any    `json:"data,omitempty"`       // campaign scope: trusted, HTML in the HTML part
+	OnMissing  string            `json:"on_missing,omitempty"` // what becomes of recipients who lack a variable: "error" (default), "default" or "skip"
 	Recipients []Recipient       `json:"recipients,omitempty"`
 	Audience   *Audience         `json:"audience,omitempty"`
 	Send       CampaignSend      `json:"send,omitzero"`
@@ -19,7 +20,14 @@ type CreateCampaign struct {
 	Retry      *CampaignRetry    `json:"retry,omitempty"`       // short for send.retry
 	TTLSeconds int64             `json:"ttl_seconds,omitempty"` // short for send.ttl_seconds
 	Tags       map[string]string `json:"tags,omitempty"`
+	Tracking   Tracking          `json:"tracking,omitzero"`
 	Start      bool              `json:"start,omitempty"` // start at once, or refuse and store nothing
+}
+
+// Tracking asks for counts of opened messages and followed links. relayd counts neither: true is refused.
+type Tracking struct {
+	Opens  bool `json:"opens,omitempty"`
+	Clicks bool `json:"clicks,omitempty"`
 }
 
 // CampaignTemplate is what every recipient's message is made of: a stored template, by its name, or one of the campaign's
@@ -48,6 +56,7 @@ type TemplateOptions struct {
 	Images     string `json:"images,omitempty"`      // "cid" (default): parts of the message; "link": the url of each image
 	AutoFooter bool   `json:"auto_footer,omitempty"` // add an unsubscribe line where the template has none
 	AutoText   *bool  `json:"auto_text,omitempty"`   // make the text part from the HTML where there is none; default true
+	Minify     bool   `json:"minify,omitempty"`      // take white space and comments that nobody sees out of the HTML
 	InlineCSS  *bool  `json:"inline_css,omitempty"`  // write the rules of <style> into style attributes as well; default true
 }
 

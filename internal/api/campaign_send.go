@@ -45,15 +45,16 @@ type CampaignSchedule struct {
 // PatchCampaign is the body of PATCH /v1/campaigns/{id}: what is absent stays. While a campaign is paused or scheduled it
 // takes send and guards; a draft takes all of it.
 type PatchCampaign struct {
-	Name     *string           `json:"name,omitempty"`
-	From     *Mailbox          `json:"from,omitempty"`
-	ReplyTo  *string           `json:"reply_to,omitempty"`
-	Template *CampaignTemplate `json:"template,omitempty"`
-	Data     map[string]any    `json:"data,omitempty"`
-	Audience *Audience         `json:"audience,omitempty"`
-	Send     *CampaignSend     `json:"send,omitempty"`
-	Guards   *CampaignGuards   `json:"guards,omitempty"`
-	Tags     map[string]string `json:"tags,omitempty"`
+	Name      *string           `json:"name,omitempty"`
+	From      *Mailbox          `json:"from,omitempty"`
+	ReplyTo   *string           `json:"reply_to,omitempty"`
+	Template  *CampaignTemplate `json:"template,omitempty"`
+	Data      map[string]any    `json:"data,omitempty"`
+	OnMissing *string           `json:"on_missing,omitempty"`
+	Audience  *Audience         `json:"audience,omitempty"`
+	Send      *CampaignSend     `json:"send,omitempty"`
+	Guards    *CampaignGuards   `json:"guards,omitempty"`
+	Tags      map[string]string `json:"tags,omitempty"`
 }
 
 // CampaignCheck is the answer of POST /v1/campaigns/{id}/validate.
@@ -67,12 +68,13 @@ type CampaignCheck struct {
 }
 
 // RecipientFates says what would become of the recipients if the campaign started now.
-// Total = Suppressed + Unsubscribed + Invalid + WillSend.
+// Total = Suppressed + Unsubscribed + Invalid + RenderFailed + WillSend.
 type RecipientFates struct {
 	Total        int64 `json:"total"`
 	Suppressed   int64 `json:"suppressed"`
 	Unsubscribed int64 `json:"unsubscribed"`
 	Invalid      int64 `json:"invalid"`
+	RenderFailed int64 `json:"render_failed"` // with on_missing "skip": who lack a variable
 	WillSend     int64 `json:"will_send"`
 }
 
@@ -94,9 +96,11 @@ type Check struct {
 }
 
 // PreviewCampaign is the body of POST /v1/campaigns/{id}/preview. Contact is an address that the campaign goes to, or
-// "email:ADDRESS"; with Data the recipient has these attributes instead.
+// "email:ADDRESS"; Sample one of the stored template that the campaign names, in place of a contact. With Data the
+// recipient has these attributes instead.
 type PreviewCampaign struct {
 	Contact string         `json:"contact,omitempty"`
+	Sample  string         `json:"sample,omitempty"`
 	Data    map[string]any `json:"data,omitempty"`
 }
 

@@ -14,6 +14,18 @@ import (
 // TestThreatRowsHaveTheirTests: each row of the table in docs/security.md names tests that exist, and none is missing.
 func TestThreatRowsHaveTheirTests(t *testing.T) {
 	t.Parallel()
+	requireTests(t, "security.md", map[string]int{"A": 16, "B": 10})
+}
+
+// TestComplaintsHaveTheirTests: so does each row in docs/complaints.md.
+func TestComplaintsHaveTheirTests(t *testing.T) {
+	t.Parallel()
+	requireTests(t, "complaints.md", map[string]int{"C": 29})
+}
+
+// requireTests compares the table of a page, of rows from 1 to the last of each letter, with the source.
+func requireTests(t *testing.T, name string, last map[string]int) {
+	t.Helper()
 	top := root(t)
 	tests := map[string]bool{}
 	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
@@ -27,9 +39,9 @@ func TestThreatRowsHaveTheirTests(t *testing.T) {
 			tests[string(m[1])] = true
 		}
 	}
-	page, err := os.ReadFile(filepath.Join(top, "docs", "security.md"))
+	page, err := os.ReadFile(filepath.Join(top, "docs", name))
 	require.NoError(t, err)
-	row, name := regexp.MustCompile(`^\| ([AB]\d+) \|`), regexp.MustCompile("`(Test\\w+)`")
+	row, quoted := regexp.MustCompile(`^\| ([A-Z]\d+) \|`), regexp.MustCompile("`(Test\\w+)`")
 	rows := map[string]bool{}
 	for line := range strings.SplitSeq(string(page), "\n") {
 		m := row.FindStringSubmatch(line)
@@ -37,15 +49,15 @@ func TestThreatRowsHaveTheirTests(t *testing.T) {
 			continue
 		}
 		rows[m[1]] = true
-		named := name.FindAllStringSubmatch(line, -1)
+		named := quoted.FindAllStringSubmatch(line, -1)
 		require.NotEmpty(t, named, line)
 		for _, n := range named {
 			require.True(t, tests[n[1]], "%s: there is no test %s", m[1], n[1])
 		}
 	}
-	for letter, last := range map[string]int{"A": 16, "B": 10} {
-		for i := 1; i <= last; i++ {
-			require.True(t, rows[letter+strconv.Itoa(i)], "row %s%d is missing in docs/security.md", letter, i)
+	for letter, n := range last {
+		for i := 1; i <= n; i++ {
+			require.True(t, rows[letter+strconv.Itoa(i)], "row %s%d is missing in docs/%s", letter, i, name)
 		}
 	}
 }
