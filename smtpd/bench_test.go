@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -69,6 +70,7 @@ func startDiscarding(b *testing.B) string {
 	cfg.Listeners = cfg.Listeners[:1]
 	deps := testDeps(nil, io.Discard)
 	deps.Accepter = discard{}
+	deps.Log = slog.New(slog.NewTextHandler(io.Discard, nil)) // as relayd writes it: a line for each message, no dialogue
 	s, err := New(cfg, deps)
 	require.NoError(b, err)
 	done := make(chan error, 1)
