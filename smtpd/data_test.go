@@ -194,9 +194,9 @@ type streamConn struct {
 	io.Reader
 }
 
-func (c streamConn) Read(p []byte) (int, error) { return c.Reader.Read(p) }
-func (streamConn) Write(p []byte) (int, error)  { return len(p), nil }
-func (streamConn) SetDeadline(time.Time) error  { return nil }
+func (c streamConn) Read(p []byte) (int, error)    { return c.Reader.Read(p) }
+func (streamConn) Write(p []byte) (int, error)     { return len(p), nil }
+func (streamConn) SetReadDeadline(time.Time) error { return nil }
 
 // pieces reads at most n octets at a time.
 type pieces struct {

@@ -72,6 +72,22 @@ func TestB9SilentClientIsCut(t *testing.T) {
 	})
 }
 
+// TestBusySessionIsNotCut by the deadline of a wait before, nor does it keep a silent client for longer.
+func TestBusySessionIsNotCut(t *testing.T) {
+	bubble(t, plain, func(t *testing.T, f *fixture, c *client, done chan struct{}) {
+		c.readyPiped()
+		for range 20 { // 80 minutes
+			time.Sleep(4 * time.Minute)
+			c.transaction()
+			c.cmd("x\r\n.", "250 2.0.0")
+		}
+		began := time.Now()
+		c.ended(began, 5*time.Minute, 5*time.Minute, "421 4.4.2")
+		<-done
+		require.Len(t, f.rec.all(), 20)
+	})
+}
+
 // TestB9SlowCommandIsCut: octets that trickle in do not prolong the wait for a line.
 func TestB9SlowCommandIsCut(t *testing.T) {
 	bubble(t, plain, func(t *testing.T, _ *fixture, c *client, done chan struct{}) {

@@ -77,7 +77,7 @@ func (s *session) submission(tx *transaction, body io.Reader) *intake.Submission
 		RequireTLS:  tx.mail.requireTLS,
 		Binary:      tx.mail.binary,
 		SendAt:      tx.mail.holdUntil,
-		Trace:       intake.Trace{Helo: s.helo, ClientIP: s.ip.String(), With: "SMTP", TLS: s.tls, At: s.srv.deps.Now()},
+		Trace:       intake.Trace{Helo: s.helo, ClientIP: s.client, With: "SMTP", TLS: s.tls, At: s.srv.deps.Now()},
 		Body:        body,
 	}
 	if tx.mail.holdFor > 0 {
@@ -121,7 +121,7 @@ func (s *session) accept(ctx context.Context, sub *intake.Submission, d *dataRea
 func (s *session) logMessage(sub *intake.Submission, size int64, id mail.QueueID, err error) {
 	attrs := []any{
 		"session", s.id, "from", sub.ReversePath.String(), "count", len(sub.Recipients), "size", size,
-		"account", sub.Account, "ip", s.ip,
+		"account", sub.Account, "ip", s.client,
 	}
 	if err == nil {
 		s.srv.metrics.bytes.Add(float64(size))

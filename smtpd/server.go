@@ -319,7 +319,7 @@ func remoteIP(conn net.Conn) netip.Addr {
 // serve runs one session. A panic ends this session and nothing else.
 func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr) {
 	sess := &session{
-		srv: s, lis: l, id: rand.Text()[:12], ip: ip, source: sourceOf(ip), raw: conn,
+		srv: s, lis: l, id: rand.Text()[:12], ip: ip, client: ip.String(), source: sourceOf(ip), raw: conn,
 		wire: newWire(conn, &s.buffers, s.cfg.WriteTimeout),
 	}
 	sess.wire.hurry, sess.wire.hurryTimeout = s.limits.stressed, s.cfg.StressTimeout

@@ -31,6 +31,7 @@ type session struct {
 	lis    *listener
 	id     string
 	ip     netip.Addr
+	client string // ip, for what is written of each message
 	source netip.Prefix
 	raw    net.Conn
 	wire   *wire

@@ -42,6 +42,9 @@ type wire struct {
 	big          *[]byte    // taken from pool
 	out          []byte     // replies not yet sent
 	broken       error      // of a write: nothing can be said any more
+	secure       bool       // conn is TLS: reading may have to write
+	readBy       time.Time  // the deadlines in force, zero where nobody knows
+	writeBy      time.Time
 	writeTimeout time.Duration
 	hurry        func() bool        // nil: never; an overloaded server does not wait for long
 	hurryTimeout time.Duration      // for a line, then
@@ -58,6 +61,7 @@ func newWire(conn net.Conn, pool *sync.Pool, writeTimeout time.Duration) *wire {
 func (c *wire) upgrade(conn net.Conn) (dropped int) {
 	dropped = c.w - c.r
 	c.conn, c.r, c.w = conn, 0, 0
+	c.secure, c.readBy, c.writeBy = true, time.Time{}, time.Time{}
 	return dropped
 }
 
@@ -74,8 +78,7 @@ func (c *wire) fill(deadline time.Time, stop *atomic.Bool) error {
 		c.r = 0
 	}
 	for empty := 0; ; {
-		// Of writes too: TLS may have to answer while it reads.
-		if err := c.conn.SetDeadline(deadline); err != nil {
+		if err := c.readUntil(deadline); err != nil {
 			return err
 		}
 		if stop != nil && stop.Load() {
@@ -92,8 +95,33 @@ func (c *wire) fill(deadline time.Time, stop *atomic.Bool) error {
 			}
 		case !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(deadline):
 			return err
-		} // else a Shutdown woke it although it was not idle
+		} // else a Shutdown woke it although it was not idle, or the deadline was that of a wait before
+		c.readBy = time.Time{}
 	}
+}
+
+// readUntil sets the deadline of reads. One in force that is earlier is left as it is, since fill waits on when it comes
+// too early: a busy client costs no timer for each command.
+func (c *wire) readUntil(deadline time.Time) error {
+	if c.secure { // of writes too: TLS may have to answer while it reads
+		c.writeBy = time.Time{}
+		return c.conn.SetDeadline(deadline)
+	}
+	if !c.readBy.IsZero() && !c.readBy.After(deadline) {
+		return nil
+	}
+	c.readBy = deadline
+	return c.conn.SetReadDeadline(deadline)
+}
+
+// writeSoon sets the deadline of writes, where less than nine tenths of writeTimeout are left.
+func (c *wire) writeSoon() error {
+	now := time.Now()
+	if c.writeBy.Sub(now) > c.writeTimeout/10*9 {
+		return nil
+	}
+	c.writeBy = now.Add(c.writeTimeout)
+	return c.conn.SetWriteDeadline(c.writeBy)
 }
 
 // readLine returns the next line without its CRLF. The slice is valid until the next call. errLineTooLong and
@@ -229,7 +257,7 @@ func (c *wire) flush() error {
 	if c.broken != nil || len(c.out) == 0 {
 		return c.broken
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
+	if err := c.writeSoon(); err != nil {
 		return err
 	}
 	_, c.broken = c.conn.Write(c.out)
