@@ -412,7 +412,7 @@ func settledAt(record []byte) (time.Time, error) {
 	return at, d.end("outcome")
 }
 
-// leaseRecord is the durable note of one batch under lease: the version, the number of envelopes in four bytes, one
+// leaseRecord is the durable note of a part of one batch under lease: the version, the number of envelopes in four bytes, one
 // bit for each that is not settled yet, and their keys.
 type leaseRecord []byte
 

@@ -11,7 +11,7 @@
 //
 //	 1. intake writes the body through a BodyWriter and calls Commit with the message and its envelopes. Each envelope
 //	    gets a record, and an entry in the due table under its queue, class and time of next attempt.
-//	 2. delivery learns from Take which queues have due work, and calls Lease: the due entries become one lease record.
+//	 2. delivery learns from Take which queues have due work, and calls Lease: the due entries become records of one lease.
 //	 3. The envelopes are attempted. WriteBody streams the body.
 //	 4. Settle writes what became of them: outcome, event, counters, and what the hooks add (campaign counters,
 //	    suppressions, the DSN) in one transaction. The message and its body go with the last envelope.

@@ -5,14 +5,20 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"relayd/internal/kv"
 	"relayd/internal/mail"
 )
 
-// maxLease bounds one lease; its record stays well below the engine's limit for values.
-const maxLease = 10_000
+const (
+	// maxLease bounds one lease.
+	maxLease = 10_000
+	// leaseShare is how many envelopes of a lease share one record. A settlement writes the records of its envelopes anew,
+	// and these are mostly neighbours.
+	leaseShare = 64
+)
 
 // Lease is the exclusive right of this process to attempt the envelopes in it. It lasts until each of them is settled
 // or released, or the process ends. The envelopes and messages are shared: read them only.
@@ -21,8 +27,8 @@ type Lease struct {
 	Messages  map[mail.QueueID]*Message
 
 	at    time.Time
-	key   []byte                  // of its record; nil for an empty lease
-	index map[mail.EnvelopeID]int // of each envelope in Envelopes and of its bit in the record
+	key   []byte                  // of its first record; nil for an empty lease
+	index map[mail.EnvelopeID]int // of each envelope in Envelopes and of its bit in the records
 	bits  []int
 }
 
@@ -47,7 +53,7 @@ func (s *Store) Lease(ctx context.Context, queues []Queue, now time.Time, most i
 	}
 	versions := s.queues.versions(queues)
 	p := picker{now: dueTime(now), most: min(most, maxLease), next: make([][classes]int64, len(queues))}
-	key := s.leaseKey()
+	key := s.leaseKey(p.most)
 	err := s.db.Update(ctx, func(tx kv.Tx) error {
 		if err := s.checkOwner(tx); err != nil {
 			return err
@@ -60,7 +66,7 @@ func (s *Store) Lease(ctx context.Context, queues []Queue, now time.Time, most i
 				return err
 			}
 		}
-		return tx.Put(tableLease, key, newLeaseRecord(p.ids()))
+		return putLease(tx, key, p.ids())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("lease: %w", err)
@@ -83,10 +89,85 @@ func (s *Store) Lease(ctx context.Context, queues []Queue, now time.Time, most i
 	return l, nil
 }
 
-func (s *Store) leaseKey() []byte {
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, 20), node)
+// leaseKey sets keys aside for the records of n envelopes and returns the first.
+func (s *Store) leaseKey(n int) []byte {
+	records := uint64(n/leaseShare + 1) //nolint:gosec // not negative
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, leaseKeySize), node)
 	b = binary.BigEndian.AppendUint64(b, s.epoch)
-	return binary.BigEndian.AppendUint64(b, s.seq.Add(1))
+	return binary.BigEndian.AppendUint64(b, s.seq.Add(records)-records)
+}
+
+const leaseKeySize = 20
+
+// leaseKeyAt is the key of record i of a lease whose first has the key first.
+func leaseKeyAt(first []byte, i int) []byte {
+	b := append(make([]byte, 0, leaseKeySize), first[:leaseKeySize-8]...)
+	return binary.BigEndian.AppendUint64(b, binary.BigEndian.Uint64(first[leaseKeySize-8:])+uint64(i)) //nolint:gosec // not negative
+}
+
+// putLease writes the records of a lease.
+func putLease(tx kv.Tx, first []byte, ids []mail.EnvelopeID) error {
+	i := 0
+	for part := range slices.Chunk(ids, leaseShare) {
+		if err := tx.Put(tableLease, leaseKeyAt(first, i), newLeaseRecord(part)); err != nil {
+			return err
+		}
+		i++
+	}
+	return nil
+}
+
+// endLease takes the envelopes out of the records of their lease. One that is not in them any more is ErrLeaseLost or,
+// for a Release that ran beside a Settle, left out.
+func endLease(tx kv.Tx, l *Lease, work []settling, quiet bool) ([]settling, error) {
+	var numbers []int // of the records, each once
+	for i := range work {
+		if n := work[i].bit / leaseShare; !slices.Contains(numbers, n) {
+			numbers = append(numbers, n)
+		}
+	}
+	keys := make([][]byte, len(numbers))
+	for i, n := range numbers {
+		keys[i] = leaseKeyAt(l.key, n)
+	}
+	values, err := tx.GetMany(tableLease, keys)
+	if err != nil {
+		return nil, err
+	}
+	records := make([]leaseRecord, len(numbers))
+	for i, v := range values {
+		records[i] = newLeaseRecord(nil)
+		if v != nil {
+			if records[i], err = checkLease(slices.Clone(v)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	live := make([]settling, 0, len(work))
+	for i := range work {
+		rec, bit := records[slices.Index(numbers, work[i].bit/leaseShare)], work[i].bit%leaseShare
+		switch {
+		case rec.live(bit):
+			rec.settle(bit)
+			live = append(live, work[i])
+		case !quiet:
+			return nil, fmt.Errorf("envelope %s: %w", work[i].Envelope.ID, ErrLeaseLost)
+		}
+	}
+	if len(live) == 0 {
+		return live, nil
+	}
+	for i, rec := range records {
+		if rec.empty() {
+			err = tx.Delete(tableLease, keys[i])
+		} else {
+			err = tx.Put(tableLease, keys[i], rec)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return live, nil
 }
 
 // picker reads due entries in a transaction that may run more than once.
@@ -221,7 +302,12 @@ func (s *Store) unlease(ctx context.Context, key []byte, picks []picked) error {
 				return err
 			}
 		}
-		return tx.Delete(tableLease, key)
+		for i := range len(picks)/leaseShare + 1 {
+			if err := tx.Delete(tableLease, leaseKeyAt(key, i)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return err

@@ -3,6 +3,8 @@ package spool_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -116,6 +118,44 @@ func TestReleaseCountsNoAttempt(t *testing.T) {
 	require.Zero(t, l.Envelopes[0].Attempts)
 	require.Zero(t, l.Envelopes[0].InDoubt)
 	require.Equal(t, []string{"message.accepted", "message.delivered"}, f.eventsSorted(m.ID))
+}
+
+func TestLargeLeaseIsInDoubtInTheRestThatWasNotSettled(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	to := make([]string, 2300) // more records than one transaction of Open takes
+	for i := range to {
+		to[i] = fmt.Sprintf("u%d@x.example", i)
+	}
+	f.commit("b", to...)
+	l := f.lease(len(to))
+	require.Len(t, l.Envelopes, len(to))
+	results := all(l, spool.Result{Outcome: spool.Delivered})
+	left := map[mail.EnvelopeID]bool{}
+	var done []spool.Result
+	for i, r := range results {
+		if i%3 == 0 || i < 200 || i == len(results)-1 { // some whole records, and something of each
+			done = append(done, r)
+		} else {
+			left[r.ID] = true
+		}
+	}
+	slices.Reverse(done)
+	for part := range slices.Chunk(done, 150) {
+		require.NoError(t, f.Settle(t.Context(), l, part))
+	}
+	require.ErrorIs(t, f.Settle(t.Context(), l, results[300:301]), spool.ErrLeaseLost)
+	f.reopen()
+	require.Equal(t, len(left), f.InDoubt())
+	l = f.lease(len(to))
+	require.Len(t, l.Envelopes, len(left))
+	for _, e := range l.Envelopes {
+		require.True(t, left[e.ID])
+		require.Equal(t, 1, e.InDoubt)
+	}
+	f.settle(l, spool.Result{Outcome: spool.Delivered})
+	f.reopen()
+	require.Zero(t, f.InDoubt())
 }
 
 func TestSettleOfWhatIsNotLeasedIsLost(t *testing.T) {

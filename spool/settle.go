@@ -14,7 +14,7 @@ import (
 // settling is one result with its records encoded, so that its transaction is short.
 type settling struct {
 	Settled
-	bit    int    // in the lease record
+	bit    int    // in the records of the lease
 	key    []byte // of the envelope
 	record []byte // outcome record of a final result
 	event  event.Event
@@ -162,41 +162,6 @@ func (s *Store) finish(tx kv.Tx, work []settling) error {
 		return err
 	}
 	return addCounts(tx, &n)
-}
-
-// endLease takes the envelopes out of the lease record. One that is not in it any more is ErrLeaseLost or, for a
-// Release that ran beside a Settle, left out.
-func endLease(tx kv.Tx, l *Lease, work []settling, quiet bool) ([]settling, error) {
-	if len(work) == 0 {
-		return nil, nil
-	}
-	rec := newLeaseRecord(nil)
-	v, err := tx.Get(tableLease, l.key)
-	if err != nil {
-		return nil, err
-	}
-	if v != nil {
-		if rec, err = checkLease(append([]byte(nil), v...)); err != nil {
-			return nil, err
-		}
-	}
-	live := make([]settling, 0, len(work))
-	for i := range work {
-		switch {
-		case rec.live(work[i].bit):
-			rec.settle(work[i].bit)
-			live = append(live, work[i])
-		case !quiet:
-			return nil, fmt.Errorf("envelope %s: %w", work[i].Envelope.ID, ErrLeaseLost)
-		}
-	}
-	switch {
-	case len(live) == 0:
-		return live, nil
-	case rec.empty():
-		return live, tx.Delete(tableLease, l.key)
-	}
-	return live, tx.Put(tableLease, l.key, rec)
 }
 
 // putBack returns the deferred ones to their queues, or to the held ones where an operator has asked for it meanwhile.

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -134,40 +135,58 @@ func (s *Store) checkOwner(tx kv.Tx) error {
 	return nil
 }
 
-// recoverLeases gives back what the process before us had under lease when it ended, one record a transaction.
+// recoverRecords is how many records of leases one transaction of recoverLeases takes.
+const recoverRecords = 16
+
+// recoverLeases gives back what the process before us had under lease when it ended, a few records a transaction.
 func (s *Store) recoverLeases(ctx context.Context) error {
 	for {
 		n := 0
-		var key []byte
+		var keys [][]byte
 		err := s.db.Update(ctx, func(tx kv.Tx) error {
-			n, key = 0, nil
-			var rec leaseRecord
+			n, keys = 0, nil
+			var records []leaseRecord
 			prefix := binary.BigEndian.AppendUint32(nil, node)
 			err := tx.Scan(tableLease, prefix, kv.PrefixEnd(prefix), func(k, v []byte) (bool, error) {
-				key = append([]byte(nil), k...)
-				var err error
-				rec, err = checkLease(append([]byte(nil), v...))
-				return false, err
+				rec, err := checkLease(bytes.Clone(v))
+				keys, records = append(keys, bytes.Clone(k)), append(records, rec)
+				return len(keys) < recoverRecords, err
 			})
-			if err != nil || key == nil {
+			if err != nil {
 				return err
 			}
-			for i := range rec.len() {
-				if rec.live(i) {
-					back, err := s.recoverEnvelope(tx, rec.id(i))
-					if err != nil {
-						return err
-					}
-					n += back
+			for i, rec := range records {
+				back, err := s.recoverLease(tx, rec)
+				if err != nil {
+					return err
+				}
+				n += back
+				if err := tx.Delete(tableLease, keys[i]); err != nil {
+					return err
 				}
 			}
-			return tx.Delete(tableLease, key)
+			return nil
 		})
-		if err != nil || key == nil {
+		if err != nil || len(keys) == 0 {
 			return err
 		}
 		s.inDoubt += n
 	}
+}
+
+// recoverLease makes the envelopes of a record due now. It returns how many it gave back.
+func (s *Store) recoverLease(tx kv.Tx, rec leaseRecord) (n int, err error) {
+	for i := range rec.len() {
+		if !rec.live(i) {
+			continue
+		}
+		back, err := s.recoverEnvelope(tx, rec.id(i))
+		if err != nil {
+			return n, err
+		}
+		n += back
+	}
+	return n, nil
 }
 
 // recoverEnvelope makes an envelope due now, in doubt once more. It returns how many it gave back.
