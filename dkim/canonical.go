@@ -255,19 +255,22 @@ func appendRelaxed(b []byte, name string, raw []byte) []byte {
 		b = append(b, c)
 	}
 	b = append(b, ':')
-	sep := false
 	start := len(b)
-	for _, c := range raw {
-		switch c {
-		case ' ', '\t', '\r', '\n':
-			sep = true
-		default:
-			if sep && len(b) > start {
-				b = append(b, ' ')
-			}
-			sep = false
-			b = append(b, c)
+	for len(raw) > 0 {
+		n := 0 // of what is neither blank nor line end
+		for n < len(raw) && !isSpace(raw[n]) {
+			n++
 		}
+		if n > 0 && len(b) > start {
+			b = append(b, ' ')
+		}
+		b = append(b, raw[:n]...)
+		for n < len(raw) && isSpace(raw[n]) {
+			n++
+		}
+		raw = raw[n:]
 	}
 	return b
 }
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }

@@ -67,15 +67,12 @@ func Sign(keys []*Key, header []byte, bodyHash [sha256.Size]byte, now time.Time)
 		return nil, fmt.Errorf("sign message: %w", err)
 	}
 	middle := signatureMiddle(names, bodyHash, now)
-	var out, relaxed []byte
+	out := make([]byte, 0, len(keys)*usualSignature)
 	for _, k := range keys {
 		start := len(out)
 		out = append(append(out, k.tags...), middle...)
-		relaxed = appendRelaxed(relaxed[:0], fieldName, out[start+len(fieldName)+1:])
-		h := sha256.New()
-		h.Write(canon)
-		h.Write(relaxed)
-		sig, err := k.sign(h.Sum(nil))
+		sum := sha256.Sum256(appendRelaxed(canon, fieldName, out[start+len(fieldName)+1:]))
+		sig, err := k.sign(sum[:])
 		if err != nil {
 			return nil, fmt.Errorf("sign message for %s with selector %s: %w", k.Domain, k.Selector, err)
 		}
@@ -85,33 +82,47 @@ func Sign(keys []*Key, header []byte, bodyHash [sha256.Size]byte, now time.Time)
 	return out, nil
 }
 
-// coverHeader returns the names of the h= tag and the fields that they stand for in relaxed form.
+// usualSignature is the room that one signature takes.
+const usualSignature = 1024
+
+// signedPlace is where a name stands in signedFields, -1 for nowhere.
+func signedPlace(name string) int {
+	for j := range signedFields {
+		if len(name) == len(signedFields[j].name) && strings.EqualFold(name, signedFields[j].name) {
+			return j
+		}
+	}
+	return -1
+}
+
+// coverHeader returns the names of the h= tag and the fields that they stand for in relaxed form, with room behind them
+// for the signature's own.
 func coverHeader(header []byte) (names []string, canon []byte, err error) {
 	fields, err := mail.ParseHeader(header)
 	if err != nil {
 		return nil, nil, err
 	}
-	at := make([][]int, len(signedFields)) // where the fields of each name stand
+	places := make([]int, len(fields)) // in signedFields
 	for i, f := range fields {
-		for j := range signedFields {
-			if f.Is(signedFields[j].name) {
-				at[j] = append(at[j], i)
-				break
-			}
-		}
+		places[i] = signedPlace(f.Name)
 	}
-	if len(at[0]) == 0 {
+	if !slices.Contains(places, 0) {
 		return nil, nil, errors.New("no From field")
 	}
-	canon = make([]byte, 0, len(header))
+	canon = make([]byte, 0, len(header)+usualSignature)
+	names = make([]string, 0, 32)
 	for j, s := range signedFields {
+		before := len(names)
 		// Of several fields of one name the last one is taken first (RFC 6376 section 5.4.2).
-		for _, i := range slices.Backward(at[j]) {
-			_, value, _ := bytes.Cut(fields[i].Raw, []byte{':'})
-			canon = append(appendRelaxed(canon, s.name, value), crlf...)
+		for i, place := range slices.Backward(places) {
+			if place != j {
+				continue
+			}
+			colon := bytes.IndexByte(fields[i].Raw, ':')
+			canon = append(appendRelaxed(canon, s.name, fields[i].Raw[colon+1:]), crlf...)
 			names = append(names, s.name)
 		}
-		if s.over == always || s.over == whenPresent && len(at[j]) > 0 {
+		if s.over == always || s.over == whenPresent && len(names) > before {
 			names = append(names, s.name)
 		}
 	}
@@ -138,22 +149,25 @@ func signatureTags(k *Key) string {
 }
 
 // signatureMiddle is what stands between the tags of the key and the signature itself.
-func signatureMiddle(names []string, bodyHash [sha256.Size]byte, now time.Time) string {
-	var b strings.Builder
-	line := " t=" + strconv.FormatInt(now.Unix(), 10) + "; h="
+func signatureMiddle(names []string, bodyHash [sha256.Size]byte, now time.Time) []byte {
+	b := make([]byte, 0, usualSignature)
+	b = strconv.AppendInt(append(b, " t="...), now.Unix(), 10)
+	b = append(b, "; h="...)
+	line := 0 // where it begins
 	for i, name := range names {
-		end := ":"
+		end := byte(':')
 		if i == len(names)-1 {
-			end = ";"
+			end = ';'
 		}
-		if len(line)+len(name)+len(end) > lineLength {
-			b.WriteString(line + "\r\n")
-			line = "  "
+		if len(b)-line+len(name)+1 > lineLength {
+			b = append(b, crlf...)
+			line = len(b)
+			b = append(b, "  "...)
 		}
-		line += name + end
+		b = append(append(b, name...), end)
 	}
-	b.WriteString(line + "\r\n bh=" + base64.StdEncoding.EncodeToString(bodyHash[:]) + ";\r\n b=")
-	return b.String()
+	b = base64.StdEncoding.AppendEncode(append(b, "\r\n bh="...), bodyHash[:])
+	return append(b, ";\r\n b="...)
 }
 
 func appendFoldedBase64(b, data []byte) []byte {

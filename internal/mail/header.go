@@ -24,7 +24,7 @@ type Header []Field
 // ParseHeader parses a header section with CRLF line ends, with or without the empty line that ends it. A line that is
 // neither a field nor a continuation is an error naming its number.
 func ParseHeader(b []byte) (Header, error) {
-	var h Header
+	h := make(Header, 0, 24)
 	for line := 1; len(b) > 0; line++ {
 		if bytes.HasPrefix(b, crlf) {
 			break
@@ -68,8 +68,24 @@ func fieldName(b []byte) (string, bool) {
 			return "", false
 		}
 	}
+	if known := usualNames[string(name)]; known != "" {
+		return known, true
+	}
 	return string(name), len(name) > 0
 }
+
+// usualNames are names that most messages have, so that parsing a header does not make them anew.
+var usualNames = func() map[string]string {
+	names := map[string]string{}
+	for _, n := range []string{
+		"From", "To", "Cc", "Subject", "Date", "Message-ID", "Message-Id", "Reply-To", "Sender", "MIME-Version", "Mime-Version",
+		"Content-Type", "Content-Transfer-Encoding", "In-Reply-To", "References", "Received", "List-Id", "List-Unsubscribe",
+		"List-Unsubscribe-Post", "Precedence", "Feedback-ID", "DKIM-Signature",
+	} {
+		names[n] = n
+	}
+	return names
+}()
 
 // Value returns the unfolded value of the field without surrounding blanks, not decoded.
 func (f Field) Value() string {
