@@ -15,6 +15,7 @@ import (
 
 const (
 	lineBuffer = 4 << 10  // of an idle session
+	wideBuffer = 16 << 10 // while a line is longer than that
 	dataBuffer = 64 << 10 // while a message is read; pooled
 	maxLine    = 12288    // of any line, AUTH's (RFC 4954 section 4); the other commands check their own
 	maxSkip    = 64 << 10 // of an overlong line that is read over; a longer one ends the session
@@ -147,7 +148,7 @@ func (c *wire) readLine(timeout time.Duration, stop *atomic.Bool) ([]byte, error
 			return nil, c.skipLine(deadline, stop)
 		}
 		if seen == len(c.buf) {
-			c.grow()
+			c.widen()
 		}
 		if err := c.fillPatiently(began, deadline, stop); err != nil {
 			return nil, err
@@ -215,6 +216,13 @@ func (c *wire) skipLine(deadline time.Time, stop *atomic.Bool) error {
 	return errLineEndless
 }
 
+// widen makes room for the longest line, and for no more: strangers may send one and never end it.
+func (c *wire) widen() {
+	wide := make([]byte, wideBuffer)
+	c.w = copy(wide, c.buf[c.r:c.w])
+	c.buf, c.r = wide, 0
+}
+
 // grow takes a larger buffer from the pool.
 func (c *wire) grow() {
 	if c.big != nil {
@@ -227,13 +235,15 @@ func (c *wire) grow() {
 
 // shrink gives the larger buffer back, as soon as what is left in it fits the small one.
 func (c *wire) shrink() {
-	if c.big == nil || c.w-c.r > len(c.small) {
+	if len(c.buf) == len(c.small) || c.w-c.r > len(c.small) {
 		return
 	}
 	c.w = copy(c.small, c.buf[c.r:c.w])
 	c.buf, c.r = c.small, 0
-	c.pool.Put(c.big)
-	c.big = nil
+	if c.big != nil {
+		c.pool.Put(c.big)
+		c.big = nil
+	}
 }
 
 // reply queues r. It is sent before the next read, so that pipelined commands get their replies in one segment

@@ -2,7 +2,12 @@ package intake
 
 import (
 	"errors"
+	"io"
+	"mime"
 	"strings"
+
+	"golang.org/x/text/encoding/htmlindex"
+	"golang.org/x/text/unicode/norm"
 
 	"relayd/internal/mail"
 )
@@ -35,14 +40,14 @@ func parseMailbox(v string) (address, error) {
 	if end < 0 {
 		return a, errBadMailbox
 	}
-	if tail := strings.Trim(rest[end+1:], " \t"); tail != "" && !isComment(tail) {
+	tail := strings.Trim(rest[end+1:], " \t")
+	if tail != "" && !isComment(tail) {
 		return a, errNotOne
 	}
 	if a.path, err = mail.ParsePath(rest[1:end]); err != nil {
 		return a, errBadMailbox
 	}
-	a.name = mail.DecodeText(name)
-	return a, checkName(a.name)
+	return a, a.setName(strings.TrimSpace(name + " " + strings.Trim(tail, "()"))) // some readers show the comment as the name
 }
 
 // bareMailbox reads an address without angle brackets.
@@ -54,7 +59,6 @@ func bareMailbox(s string) (address, error) {
 		if !isComment(tail) {
 			return a, errBadMailbox
 		}
-		a.name = mail.DecodeText(strings.Trim(tail, "()"))
 	}
 	p, err := mail.ParsePath(addr)
 	if err != nil {
@@ -64,7 +68,7 @@ func bareMailbox(s string) (address, error) {
 		return a, errBadMailbox
 	}
 	a.path = p
-	return a, checkName(a.name)
+	return a, a.setName(strings.Trim(tail, "()"))
 }
 
 // cutName reads a display name, words and quoted strings, up to the '<' behind it. Without such a '<' rest is empty, and
@@ -134,21 +138,42 @@ func isComment(s string) bool {
 	return len(s) >= 2 && s[0] == '(' && s[len(s)-1] == ')' && !strings.ContainsAny(s[1:len(s)-1], `()\`)
 }
 
-// checkName refuses display names that hide something from the reader.
-func checkName(name string) error {
-	if strings.ContainsAny(name, "\r\n\x00") {
+// setName takes a display name as it is written, and refuses one that hides something from the reader.
+func (a *address) setName(written string) (err error) {
+	if a.name, err = decodeName(written); err != nil {
+		return err
+	}
+	if strings.ContainsAny(a.name, "\r\n\x00") {
 		return errors.New("has a display name with a line break")
 	}
-	if mail.CleanText(name, len(name)) != name {
+	if mail.CleanText(a.name, len(a.name)) != a.name {
 		return errors.New("has a display name with control characters")
 	}
 	return nil
 }
 
+// decodeName decodes the encoded words of a display name, in every character set that readers of mail know. Where one
+// is left, of an unknown character set, malformed, or inside another, nobody can tell what a reader shows.
+func decodeName(s string) (string, error) {
+	words := mime.WordDecoder{CharsetReader: func(charset string, in io.Reader) (io.Reader, error) {
+		charset, _, _ = strings.Cut(charset, "*") // its language (RFC 2231 section 5)
+		known, err := htmlindex.Get(charset)
+		if err != nil {
+			return nil, err
+		}
+		return known.NewDecoder().Reader(in), nil
+	}}
+	name, err := words.DecodeHeader(s)
+	if err != nil || strings.Contains(name, "=?") {
+		return "", errors.New("has a display name with an encoded word that cannot be read")
+	}
+	return name, nil
+}
+
 // foreignDomain returns the domain of an address in the display name that is not the mailbox's own: many readers show
 // nothing but the name.
 func (a address) foreignDomain() string {
-	rest := a.name
+	rest := norm.NFKC.String(a.name) // a wide or small '@' is read as one
 	for {
 		local, after, found := strings.Cut(rest, "@")
 		if !found {

@@ -132,6 +132,9 @@ func (h *header) checkSenders() error {
 	if err != nil {
 		return mail.Refuse(554, mail.Status{Class: 5, Subject: 6}, "Header field Sender: "+err.Error(), err)
 	}
+	if other := sender.foreignDomain(); other != "" {
+		return refuse(550, 7, 1, "Display name of Sender shows an address at "+clean(other))
+	}
 	return t.in.checkDomain(t.account, t.sub.Domains, sender.path.Domain, "Sender field's domain")
 }
 
