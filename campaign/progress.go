@@ -90,7 +90,8 @@ func (s *Service) Progress(ctx context.Context, account, id string) (api.Progres
 	p.Counts.Deferred = min(int64(deferred), rest-p.Counts.Sending)
 	p.Counts.Pending = rest - p.Counts.Sending - p.Counts.Deferred
 	p.Guards = t.guarded(p.Counts.Deferred).state(&r.Guards)
-	s.providers(ctx, &p, r, &t)
+	w := s.waiting(r)
+	s.providers(&p, &w, &t)
 	if !r.Started.IsZero() {
 		started := r.Started
 		p.StartedAt, p.SnapshotAt = &started, &started
@@ -99,12 +100,13 @@ func (s *Service) Progress(ctx context.Context, account, id string) (api.Progres
 		finished := r.Finished
 		p.FinishedAt = &finished
 	}
-	s.rates(&p, r, t, rest, waiting)
+	s.rates(&p, r, t, rest)
+	s.bottleneck(&p, r, rest, waiting, &w)
 	return p, nil
 }
 
-// rates fills in speed, end and bottleneck.
-func (s *Service) rates(p *api.Progress, r *record, t tally, rest int64, waiting int) {
+// rates fills in speed and end.
+func (s *Service) rates(p *api.Progress, r *record, t tally, rest int64) {
 	now := s.now()
 	until := now
 	if p.FinishedAt != nil {
@@ -119,7 +121,6 @@ func (s *Service) rates(p *api.Progress, r *record, t tally, rest int64, waiting
 		p.Rate.Last10s = j.speed.rate(now, t.finished())
 	}
 	s.mu.Unlock()
-	p.LimitedBy = s.limitedBy(p, r, rest, waiting)
 	rate := p.Rate.Last10s
 	if rate == 0 {
 		rate = p.Rate.Average
@@ -130,8 +131,8 @@ func (s *Service) rates(p *api.Progress, r *record, t tally, rest int64, waiting
 	}
 }
 
-// limitedBy says what keeps a campaign from being faster, "" where nothing is left to do.
-func (s *Service) limitedBy(p *api.Progress, r *record, rest int64, waiting int) string {
+// bottleneck fills in what keeps a campaign from being faster, nothing where nothing is left to do.
+func (s *Service) bottleneck(p *api.Progress, r *record, rest int64, waiting int, w *waiting) {
 	s.mu.Lock()
 	j := job{}
 	if at := s.jobs[r.ID]; at != nil {
@@ -141,33 +142,38 @@ func (s *Service) limitedBy(p *api.Progress, r *record, rest int64, waiting int)
 	now := s.now()
 	c := &p.Counts
 	busy := c.Sending + int64(waiting)
-	switch {
-	case r.State == Paused:
-		return "paused"
-	case r.State == Scheduled:
-		return "schedule"
-	case r.State != Running || rest == 0:
-		return ""
-	case now.Before(j.hushed) && c.Sending == 0:
-		return "quiet_hours"
-	case c.Pending+c.Sending == 0:
-		return "retry_schedule"
-	case !r.Queued && busy == 0 && j.next.After(now) && r.Placed:
-		return "campaign.schedule"
-	case !r.Queued && r.Send.MaxRatePerSecond > 0 && float64(waiting) <= r.Send.MaxRatePerSecond:
-		return "campaign.max_rate_per_second"
-	case !r.Queued && waiting == 0:
-		return "fanout"
-	}
-	for _, provider := range p.Providers {
-		if provider.State == "backoff" && provider.Deferred > 0 && provider.Deferred >= c.Pending+c.Deferred {
-			return "provider:" + provider.Name
+	limit := func(found Wait, otherwise string) {
+		p.LimitedBy = otherwise
+		if found.Limit != "" {
+			p.LimitedBy, p.LimitedDetail, p.LimitedUntil = found.Limit, found.Detail, momentOf(found.Until)
 		}
 	}
-	if r.Send.MaxConcurrency > 0 && c.Sending >= int64(r.Send.MaxConcurrency) {
-		return "campaign.max_concurrency"
+	switch {
+	case r.State == Paused:
+		p.LimitedBy = "paused"
+	case r.State == Scheduled:
+		p.LimitedBy = "schedule"
+	case r.State != Running || rest == 0:
+	case now.Before(j.hushed) && c.Sending == 0:
+		p.LimitedBy, p.LimitedUntil = "quiet_hours", momentOf(j.hushed)
+	case c.Pending+c.Sending == 0:
+		limit(w.limit(true), "retry_schedule")
+	case !r.Queued && busy == 0 && j.next.After(now) && r.Placed:
+		p.LimitedBy, p.LimitedUntil = "campaign.schedule", momentOf(j.next)
+	case !r.Queued && s.spool.Pressure() != "":
+		p.LimitedBy, p.LimitedDetail = "spool", "nothing more is queued: too little "+s.spool.Pressure()
+	case !r.Queued && r.Send.MaxRatePerSecond > 0 && float64(waiting) <= r.Send.MaxRatePerSecond:
+		p.LimitedBy = "campaign.max_rate_per_second"
+	case !r.Queued && waiting == 0:
+		p.LimitedBy = "fanout"
+	case waiting == 0 && c.Sending == 0: // what is not deferred is not queued
+		limit(w.limit(true), "delivery")
+	default:
+		limit(w.limit(false), "delivery")
+		if p.LimitedBy == "delivery" && r.Send.MaxConcurrency > 0 && c.Sending >= int64(r.Send.MaxConcurrency) {
+			p.LimitedBy = "campaign.max_concurrency"
+		}
 	}
-	return "delivery"
 }
 
 // maxPage bounds what a listing returns at once.

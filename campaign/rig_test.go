@@ -38,6 +38,8 @@ type rig struct {
 	in    *intake.Intake
 	cfg   Config
 	clock *atomic.Int64
+
+	minMemory int64 // bytes below which the spool takes nothing
 }
 
 func newRig(t testing.TB, change ...func(*Config)) *rig {
@@ -75,7 +77,7 @@ func (r *rig) open() {
 	}
 	r.log, err = event.Open(db, r.now)
 	require.NoError(t, err)
-	r.store, err = spool.Open(ctx, db, r.log, spool.Config{Now: r.now})
+	r.store, err = spool.Open(ctx, db, r.log, spool.Config{Now: r.now, MinMemoryBytes: r.minMemory})
 	require.NoError(t, err)
 	accounts, err := account.Open(ctx, db, r.now)
 	require.NoError(t, err)

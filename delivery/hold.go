@@ -239,7 +239,7 @@ func (s *Scheduler) ResumeSite(ctx context.Context, name, who, reason string) (c
 	}
 	others := map[string]bool{} // domains that go elsewhere
 	for domain, site := range s.known {
-		others[domain] = site != name && providerPrefix+s.providerName(site) != name
+		others[domain] = site.name != name && providerPrefix+s.providerName(site.name) != name
 	}
 	s.mu.Unlock()
 	if !changed {
@@ -317,7 +317,8 @@ func (s *Scheduler) waitOf(st *site, q spool.Queue, now time.Time) (Wait, bool) 
 	if d == nil {
 		return Wait{}, false
 	}
-	w := Wait{Site: st.name, Reason: d.reason, Until: d.until, Limit: d.by.scope + " " + d.by.name}
+	w := Wait{Site: st.name, Reason: d.reason, Until: d.until, Limit: d.by.scope + " " + d.by.name, Scope: d.by.scope}
+	w.Own = d.reason == waitConnections && d.by.asked != nil && d.by.ceiling() != d.by.most
 	switch d.reason {
 	case waitOperator:
 		h := d.by.hold

@@ -85,6 +85,7 @@ func TestRateHolds(t *testing.T) {
 				require.Zero(t, r.logs.count("attempt.deferred"))
 				w := r.sched.Waiting(t.Context(), spool.Queue{Account: "default", Stream: "transactional", Domain: "dest.example"})
 				require.Equal(t, waitRate, w.Reason)
+				require.Equal(t, w, r.known("dest.example", 0))
 				require.Contains(t, w.Text, "60/h")
 				require.NotEmpty(t, w.Limit)
 				require.WithinDuration(t, time.Now(), w.Until, time.Minute)
@@ -115,6 +116,7 @@ func TestProviderRateHoldsOverItsSites(t *testing.T) {
 		}
 		require.Equal(t, 20, sent["dest.example"])
 		require.Equal(t, 11, sent["one.example"]+sent["two.example"])
+		require.Equal(t, "provider google", r.known("two.example", 1.0/60).Limit)
 		require.InDelta(t, sent["one.example"], sent["two.example"], 2, "sites take turns")
 		<-time.After(31 * time.Minute)
 		require.Len(t, mx.Mails(), 60)
@@ -195,6 +197,8 @@ func TestGmailQuotaPausesTheProviderForTenMinutes(t *testing.T) {
 		require.Equal(t, waitSuspended, w.Reason)
 		require.Equal(t, "provider google", w.Limit)
 		require.Equal(t, 421, w.Reply.Code)
+		require.Equal(t, w, r.known("two.example", 0), "from memory alone")
+		require.Equal(t, Wait{}, r.known("never.example", 0))
 		<-time.After(5 * time.Hour)
 		mu.Lock()
 		defer mu.Unlock()
@@ -231,6 +235,7 @@ func TestOperatorSuspendsAndResumes(t *testing.T) {
 				w := r.sched.Waiting(t.Context(), q)
 				require.Equal(t, waitOperator, w.Reason)
 				require.Contains(t, w.Text, "ops has suspended "+name+" (blocked us)")
+				require.Equal(t, w, r.known("one.example", 0))
 
 				r.restart() // and it outlives the process
 				<-time.After(time.Minute)
@@ -374,4 +379,14 @@ func FuzzSiteRecord(f *testing.F) {
 			require.Equal(t, h, again)
 		}
 	})
+}
+
+// known is WaitingKnown for one queue, whose site may get so many messages a second.
+func (r *rig) known(domain string, perSecond float64) Wait {
+	w := r.sched.WaitingKnown([]spool.Queue{{Account: "default", Stream: "transactional", Domain: domain}})[0]
+	if perSecond > 0 {
+		require.InDelta(r.t, perSecond, w.PerSecond, 0.001)
+	}
+	w.PerSecond = 0
+	return w
 }

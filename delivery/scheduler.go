@@ -103,10 +103,10 @@ type Scheduler struct {
 	alarms    alarmHeap
 	batches   map[*batch]struct{}
 	starved   []*site
-	crowded   []*site           // have bulk ready while all that bulk may have is in use
-	streams   map[flowKey]int   // lane of the last lease
-	domains   map[string]int    // failed look-ups in a row
-	known     map[string]string // site of each queue domain, by name
+	crowded   []*site              // have bulk ready while all that bulk may have is in use
+	streams   map[flowKey]int      // lane of the last lease
+	domains   map[string]int       // failed look-ups in a row
+	known     map[string]knownSite // site of each queue domain
 	lookups   int
 	unasked   bool // more queues may be due than there was room for look-ups
 	leased    int  // envelopes under lease at sites
@@ -161,7 +161,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	s := &Scheduler{
 		cfg: cfg, parallel: deps.Parallel, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
-		streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]string{}, fresh: map[*worker]struct{}{},
+		streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]knownSite{}, fresh: map[*worker]struct{}{},
 		providers: map[string]*limiter{}, accounts: map[string]*limiter{}, campaigns: map[string]*limiter{}, sources: map[string]*limiter{}, rollup: rollup,
 	}
 	if s.memory, err = newMemory(deps.DB, deps.Events, log, now); err != nil {

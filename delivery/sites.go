@@ -19,15 +19,18 @@ const (
 	sitesTime      = 3 * time.Second
 )
 
+// knownSite names the site of a queue domain as it was last found.
+type knownSite struct{ name, key string }
+
 // remember notes the site of a queue's domain. The caller holds mu.
-func (s *Scheduler) remember(domain, site string) {
+func (s *Scheduler) remember(domain, name, key string) {
 	if _, ok := s.known[domain]; !ok && len(s.known) >= maxKnownSites {
 		for d := range s.known { // any of them: it is looked up again when asked for
 			delete(s.known, d)
 			break
 		}
 	}
-	s.known[domain] = site
+	s.known[domain] = knownSite{name, key}
 }
 
 func (s *Scheduler) forgetSite(domain string) {
@@ -43,7 +46,7 @@ func (s *Scheduler) SiteOf(domain string) string {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[domain]
+	return s.known[domain].name
 }
 
 // fixedSite is the site that the configuration decides.
@@ -78,7 +81,7 @@ func (s *Scheduler) Sites(ctx context.Context, domains []string) map[string]stri
 					continue
 				}
 				s.mu.Lock()
-				s.remember(d, r.name)
+				s.remember(d, r.name, r.key)
 				sites[d] = r.name
 				s.mu.Unlock()
 			}

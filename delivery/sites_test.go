@@ -36,7 +36,7 @@ func TestSitesAreBounded(t *testing.T) {
 	require.NoError(t, err)
 	s.mu.Lock()
 	for i := range maxKnownSites + 10 {
-		s.remember(fmt.Sprintf("%d.example", i), "mx.example")
+		s.remember(fmt.Sprintf("%d.example", i), "mx.example", "mx.example")
 	}
 	require.Len(t, s.known, maxKnownSites)
 	s.mu.Unlock()

@@ -19,6 +19,10 @@ type Wait struct {
 	Reply  mail.Reply // that suspended the site
 	Host   string     // that gave Reply
 	Text   string     // a remark for people
+
+	Scope     string  // of Limit: site, provider, source, account or campaign; "" for none of them
+	Own       bool    // Limit is the campaign's own figure, not one of delivery.limits
+	PerSecond float64 // messages that the site or its provider may get now, 0: any number
 }
 
 // waitingLookup bounds the look-up of the domain's site.
@@ -44,7 +48,30 @@ func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
 	if st == nil {
 		return Wait{Reason: "turn", Site: r.name}
 	}
-	if w, limited := s.waitOf(st, q, s.now()); limited {
+	return s.waitAt(st, q, s.now())
+}
+
+// WaitingKnown is Waiting for many queues from memory alone, for those who look often: one after another, in their order.
+// A queue of which nothing is known yet gets the zero Wait.
+func (s *Scheduler) WaitingKnown(queues []spool.Queue) []Wait {
+	waits := make([]Wait, len(queues))
+	now := s.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, q := range queues {
+		if s.domains[q.Domain] > 0 {
+			waits[i] = Wait{Reason: "dns", Text: fmt.Sprintf("the MX hosts of %s cannot be looked up", q.Recipient())}
+		} else if st := s.sites[s.known[q.Domain].key]; st != nil {
+			waits[i] = s.waitAt(st, q, now)
+			waits[i].PerSecond = st.perSecond()
+		}
+	}
+	return waits
+}
+
+// waitAt is what a site makes a queue wait for. The caller holds mu.
+func (s *Scheduler) waitAt(st *site, q spool.Queue, now time.Time) Wait {
+	if w, limited := s.waitOf(st, q, now); limited {
 		return w
 	}
 	if (st.starved || st.crowded) && st.own.running == 0 {
@@ -54,4 +81,22 @@ func (s *Scheduler) Waiting(ctx context.Context, q spool.Queue) Wait {
 		}
 	}
 	return Wait{Reason: "turn", Site: st.name}
+}
+
+// perSecond is the least that is configured or was learned for the whole of a site, 0 for no bound.
+func (st *site) perSecond() (least float64) {
+	bound := func(f float64) {
+		if f > 0 && (least == 0 || f < least) {
+			least = f
+		}
+	}
+	for _, l := range st.limiters() {
+		if l.rate != nil {
+			bound(float64(time.Second) / float64(l.rate.interval))
+		}
+		if l.gov != nil {
+			bound(l.gov.pace)
+		}
+	}
+	return least
 }

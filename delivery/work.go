@@ -19,7 +19,7 @@ func (s *Scheduler) join(q spool.Queue, r *route) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.siteFor(r, now)
-	s.remember(q.Domain, st.name)
+	s.remember(q.Domain, st.name, st.key)
 	if s.stopping {
 		s.store.Return(q, time.Time{})
 		return

@@ -184,21 +184,6 @@ func (s *Store) QueueStats() []QueueStat {
 	return stats
 }
 
-// StreamStats is QueueStats for the queues of one stream or campaign, in no order.
-func (s *Store) StreamStats(stream string) []QueueStat {
-	t := s.queues
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	stats := make([]QueueStat, 0, len(t.streams[stream]))
-	for q := range t.streams[stream] {
-		stats = append(stats, QueueStat{
-			Queue: q.name, Ready: max(0, q.count[inReady]), Deferred: max(0, q.count[inLater]), Held: max(0, q.count[inHeld]),
-			Leased: max(0, q.count[inFlight]), Paused: !t.paused[stream].IsZero(),
-		})
-	}
-	return stats
-}
-
 // CampaignStats counts the live envelopes of a campaign from memory: those that wait for their first attempt, those
 // that wait for a later one or are held, and those being attempted.
 func (s *Store) CampaignStats(campaign string) (waiting, deferred, leased int) {

@@ -503,14 +503,21 @@ func progressPairs(p api.Progress) pairs {
 	}
 	for _, one := range p.Providers {
 		text := fmt.Sprintf("%d delivered, %d deferred", one.Delivered, one.Deferred)
+		if one.LimitPerSecond > 0 {
+			text += fmt.Sprintf(", at most %.3g/s", one.LimitPerSecond)
+		}
 		if one.State != "ok" {
-			text += ", " + one.State + " until " + momentOf(one.Until) + ": " + one.Reason
+			text += ", " + one.State
+			if one.Until != nil {
+				text += " until " + momentOf(one.Until)
+			}
+			text += ": " + one.Reason
 		}
 		t = append(t, [2]string{one.Name, text})
 	}
 	return append(t, pairs{
 		{"rate", fmt.Sprintf("%.1f/s now, %.1f/s on average", p.Rate.Last10s, p.Rate.Average)},
-		{"limited by", p.LimitedBy},
+		{"limited by", strings.TrimSpace(p.LimitedBy + " " + p.LimitedDetail)},
 		{"started", momentOf(p.StartedAt)},
 		{"finished", momentOf(p.FinishedAt)},
 		{"eta", momentOf(p.ETA)},

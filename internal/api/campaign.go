@@ -143,6 +143,8 @@ type Progress struct {
 	Counts           Counts             `json:"counts"`
 	Rate             Rate               `json:"rate"`
 	LimitedBy        string             `json:"limited_by"`
+	LimitedDetail    string             `json:"limited_detail,omitempty"` // what is known of it, for people
+	LimitedUntil     *time.Time         `json:"limited_until,omitempty"`
 	ETA              *time.Time         `json:"eta"`
 	CreatedAt        time.Time          `json:"created_at"`
 	StartedAt        *time.Time         `json:"started_at"`
@@ -191,11 +193,12 @@ type Rate struct {
 type ProviderProgress struct {
 	Name           string     `json:"name"`
 	Delivered      int64      `json:"delivered"`
+	Waiting        int64      `json:"waiting"` // due, and not yet attempted
 	Deferred       int64      `json:"deferred"`
-	LimitPerSecond float64    `json:"limit_per_second,omitempty"`
-	State          string     `json:"state"`
+	LimitPerSecond float64    `json:"limit_per_second,omitempty"` // messages that its hosts may get, as configured or learned
+	State          string     `json:"state"`                      // ok, backoff (we leave it alone until then), suspended (an operator did)
 	Until          *time.Time `json:"until,omitempty"`
-	Reason         string     `json:"reason,omitempty"`
+	Reason         string     `json:"reason,omitempty"` // the reply, or who suspended it
 }
 
 // RecipientResult tells what became of one recipient.

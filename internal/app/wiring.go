@@ -2,7 +2,7 @@ package app
 
 import (
 	"context"
-	"time"
+	"strings"
 
 	"relayd/campaign"
 	"relayd/delivery"
@@ -85,13 +85,40 @@ type sites struct{ app *App }
 // SiteOf names the hosts of a domain.
 func (s sites) SiteOf(domain string) string { return s.app.delivery.SiteOf(domain) }
 
-// Backoff tells until when they are left alone.
-func (s sites) Backoff(ctx context.Context, q spool.Queue) (until time.Time, reply string) {
-	w := s.app.delivery.Waiting(ctx, q)
-	if w.Reason != "suspended" {
-		return until, ""
+// Waits tells what keeps queues waiting, in the words of progress.
+func (s sites) Waits(queues []spool.Queue) []campaign.Wait {
+	known := s.app.delivery.WaitingKnown(queues)
+	waits := make([]campaign.Wait, len(known))
+	for i := range known {
+		waits[i] = waitOf(&known[i])
 	}
-	return w.Until, w.Reply.String()
+	return waits
+}
+
+func waitOf(w *delivery.Wait) campaign.Wait {
+	out := campaign.Wait{Until: w.Until, Detail: w.Text, PerSecond: w.PerSecond}
+	switch {
+	case w.Reason == "dns":
+		out.Limit, out.State = "dns", "backoff"
+	case w.Own:
+		out.Limit = "campaign.max_concurrency"
+	case w.Scope == "campaign":
+		out.Limit = "delivery.limits.campaign"
+	case w.Scope != "":
+		out.Limit = w.Scope + ":" + strings.TrimPrefix(w.Limit, w.Scope+" ")
+	default:
+		out.Limit = w.Limit // delivery.max_connections, or nothing
+	}
+	switch w.Reason {
+	case "suspended":
+		out.State = "backoff"
+		if w.Reply.Code != 0 {
+			out.Detail = w.Reply.String()
+		}
+	case "suspended_by_operator":
+		out.State = "suspended"
+	}
+	return out
 }
 
 // broadcaster is intake.Broadcaster: campaigns are built after the door, and before anybody comes to it.
