@@ -315,6 +315,8 @@ func TestCreateRefuses(t *testing.T) {
 		"no_name":                {func(c *api.CreateCampaign) { c.Name = "" }, "invalid_parameter", "/name"},
 		"bad_from":               {func(c *api.CreateCampaign) { c.From.Email = "deals" }, "invalid_parameter", "/from/email"},
 		"from_name_line_break":   {func(c *api.CreateCampaign) { c.From.Name = "Shop\r\nBcc: x@y.example" }, "header_line_break", "/from/name"},
+		"from_name_elsewhere":    {func(c *api.CreateCampaign) { c.From.Name = "boss@victim.example" }, "from_not_verified", "/from/name"},
+		"from_name_encoded":      {func(c *api.CreateCampaign) { c.From.Name = "=?utf-8?Q?boss=40victim.example?=" }, "from_not_verified", "/from/name"},
 		"from_of_other_account":  {func(c *api.CreateCampaign) { c.From.Email = "a@other.example" }, "from_not_verified", "/from/email"},
 		"from_unknown":           {func(c *api.CreateCampaign) { c.From.Email = "a@nowhere.example" }, "from_not_verified", "/from/email"},
 		"return_path_unknown":    {func(c *api.CreateCampaign) { c.ReturnPath = "b@nowhere.example" }, "from_not_verified", "/return_path"},

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"relayd/internal/api"
+	"relayd/internal/intake"
 	"relayd/internal/kv"
 	"relayd/internal/mail"
 )
@@ -177,6 +178,11 @@ func (s *Service) checkRequest(account string, req *api.CreateCampaign, bad *Inv
 	for pointer, address := range map[string]string{"/from/email": req.From.Email, "/return_path": req.ReturnPath} {
 		if p, err := parseAddress(address); err == nil && !s.mayUse(account, p.Domain) {
 			bad.add(pointer, api.CodeFromNotVerified, "%s is not a sender domain of this account: run relayctl domain add %s", p.Domain, p.Domain)
+		}
+	}
+	if p, err := parseAddress(req.From.Email); err == nil && checkHeaderText(req.From.Name) == nil {
+		if err := intake.CheckDisplayName(req.From.Name, p.Domain); err != nil {
+			bad.add("/from/name", api.CodeFromNotVerified, "%s", err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"bufio"
 	"crypto/tls"
 	"encoding/base64"
 	"io"
@@ -73,6 +74,51 @@ func TestA14_VanishedClientInChunks(t *testing.T) {
 	}
 	require.NoError(t, f.Close())
 	require.Empty(t, f.rec.all())
+}
+
+// TestA14_VanishedBehindTheEnd: a message whose end was sent is kept once, whether or not its sender waits for the reply;
+// the log says so.
+func TestA14_VanishedBehindTheEnd(t *testing.T) {
+	t.Parallel()
+	for _, chunks := range []bool{false, true} {
+		for range 20 {
+			f := start(t)
+			c := f.envelope(t, plain)
+			if chunks {
+				c.send(bdat("x\r\n", true))
+			} else {
+				c.cmd("DATA", "354")
+				c.send("x\r\n.\r\n")
+			}
+			_ = c.Close()
+			require.Eventually(t, func() bool { return len(f.rec.all()) > 0 }, 10*time.Second, time.Millisecond)
+			require.NoError(t, f.Shutdown(t.Context()))
+			require.Len(t, f.rec.all(), 1)
+			require.Equal(t, 1, strings.Count(f.log.String(), "message.accepted"))
+		}
+	}
+}
+
+// TestSessionsAreNotResumed: no ticket is given out (golang/go#70232), and no ID can be used again.
+func TestSessionsAreNotResumed(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		cfg := &tls.Config{InsecureSkipVerify: true, MaxVersion: version, ClientSessionCache: tls.NewLRUClientSessionCache(1), ServerName: "x", NextProtos: []string{"smtp", "h2"}} //nolint:gosec // a test
+		for range 3 {
+			conn, err := tls.Dial("tcp", f.Addr(implicit).String(), cfg)
+			require.NoError(t, err)
+			c := &client{t, conn, bufio.NewReader(conn)}
+			c.expect("220")
+			c.cmd("QUIT", "221")
+			require.Equal(t, version, conn.ConnectionState().Version)
+			require.False(t, conn.ConnectionState().DidResume)
+			require.Empty(t, conn.ConnectionState().NegotiatedProtocol)
+			require.NoError(t, conn.Close())
+		}
+	}
+	_, err := tls.Dial("tcp", f.Addr(implicit).String(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}) //nolint:gosec // a test
+	require.ErrorContains(t, err, "protocol version")
 }
 
 // dialogue is what is sent, and the begins of the replies to it.

@@ -115,12 +115,14 @@ func TestA8_LongLines(t *testing.T) {
 
 func TestA11_OctetsThatNoCommandHas(t *testing.T) {
 	t.Parallel()
-	f := start(t, func(c *Config) { c.MaxErrors = 100 })
+	f := start(t, func(c *Config) { c.MaxErrors = 1000 })
 	c := f.ready(t, plain)
 	for _, bad := range []string{"\x00", "\xff", "\xc3\x28", "\x1b[2J", "\x7f", "\t", "\xed\xa0\x80"} {
 		for _, line := range []string{
 			"EHLO x" + bad, "NOOP " + bad, "MAIL FROM:<a" + bad + "@example.com>", "MAIL FROM:<a@example.com> ENVID=" + bad,
-			"MAIL FROM:<a" + bad + "@example.com> SMTPUTF8", "VRFY " + bad, "BD" + bad + "AT 1",
+			"MAIL FROM:<a" + bad + "@example.com> SMTPUTF8", "VRFY " + bad, "BD" + bad + "AT 1", "HELO x" + bad, "HELP " + bad, "RSET " + bad,
+			"AUTH PLAIN " + bad, "AUTH " + bad, "RCPT TO:<b" + bad + "@example.net>", "RCPT TO:<b@example.net> NOTIFY=" + bad,
+			"RCPT TO:<b@example.net> ORCPT=rfc822;" + bad, "MAIL FROM:<a@example.com> SIZE=" + bad, "STARTTLS " + bad, "QUIT " + bad, "DATA" + bad,
 		} {
 			c.send(line + "\r\n")
 			require.Equal(t, "5", c.reply()[:1], "%q", line)

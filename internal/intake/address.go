@@ -2,6 +2,7 @@ package intake
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"strings"
@@ -148,6 +149,19 @@ func (a *address) setName(written string) (err error) {
 	}
 	if mail.CleanText(a.name, len(a.name)) != a.name {
 		return errors.New("has a display name with control characters")
+	}
+	return nil
+}
+
+// CheckDisplayName tells why a display name must not stand before an address of that domain: it hides something from the
+// reader, or shows an address elsewhere. The error is for whoever sends.
+func CheckDisplayName(name, domain string) error {
+	a := address{path: mail.Path{Domain: domain}}
+	if err := a.setName(name); err != nil {
+		return err
+	}
+	if other := a.foreignDomain(); other != "" {
+		return fmt.Errorf("shows an address at %s", clean(other))
 	}
 	return nil
 }
