@@ -27,13 +27,15 @@ type Config struct {
 	// AllowPrivateMX lets an MX host stand on a loopback, private or link-local address. Only for tests. Default false.
 	AllowPrivateMX bool `toml:"allow_private_mx"`
 	// MaxConnections bounds the outgoing connections in all, idle ones included. A tenth is kept for mail that is not
-	// bulk. Default 500.
+	// bulk. Default 500. Reloaded: of more that are open each ends after its message.
 	MaxConnections int `toml:"max_connections"`
 	// MaxConnectionsPerSite bounds the connections to one site. One in ten is kept for mail that is not bulk. Default 20.
+	// Reloaded.
 	MaxConnectionsPerSite int `toml:"max_connections_per_site"`
-	// MaxMessagesPerConnection closes a connection after so many messages. Default 100.
+	// MaxMessagesPerConnection closes a connection after so many messages. Default 100. Reloaded.
 	MaxMessagesPerConnection int `toml:"max_messages_per_connection"`
 	// MaxRecipients bounds the recipients of one transaction, 1 to 100 (RFC 5321 section 4.5.3.1.8). Default 100.
+	// Reloaded.
 	MaxRecipients int `toml:"max_recipients_per_transaction"`
 	// Chunking sends messages with BDAT instead of DATA to hosts that offer CHUNKING (RFC 3030). Default false. Reloaded.
 	Chunking bool `toml:"chunking"`
@@ -45,7 +47,7 @@ type Config struct {
 	// connection: 1 s apart, doubling. Default 3.
 	ConnectTries int `toml:"connect_tries"`
 	// SuspendFirst is the first pause of a site that cannot be reached or throttles; it doubles up to SuspendMax, ±10 %.
-	// Defaults 30s and 30m.
+	// Defaults 30s and 30m. Reloaded.
 	SuspendFirst time.Duration `toml:"suspend_first"`
 	SuspendMax   time.Duration `toml:"suspend_max"`
 	// Grace is how long attempts may finish when relayd stops. Default 30s.
@@ -56,8 +58,10 @@ type Config struct {
 	// ReplyRulesFile holds rules that are asked before those of rules.txt, in the same form. Default "": none. Reloaded.
 	ReplyRulesFile string `toml:"reply_rules_file"`
 	// ProvidersFile holds rules that roll sites up to providers, in place of the built-in ones: see providers.txt. Default "".
+	// Reloaded, and read again with each Reload.
 	ProvidersFile string `toml:"providers_file"`
 	// Limits are ceilings by site, provider, source address, account and campaign; they come before those of the rules.
+	// Reloaded.
 	Limits Limits `toml:"limits"`
 	// Retry is the default policy. Reloaded but for its max_age, which messages get when they are accepted.
 	Retry Retry `toml:"retry"`
@@ -118,6 +122,23 @@ func DefaultTimeouts() Timeouts {
 	}
 }
 
+func (t Timeouts) withDefaults() Timeouts {
+	d := DefaultTimeouts()
+	for _, f := range []struct{ v, d *time.Duration }{
+		{&t.Greeting, &d.Greeting},
+		{&t.Command, &d.Command},
+		{&t.Handshake, &d.Handshake},
+		{&t.DataInit, &d.DataInit},
+		{&t.DataBlock, &d.DataBlock},
+		{&t.DataDone, &d.DataDone},
+	} {
+		if *f.v <= 0 {
+			*f.v = *f.d
+		}
+	}
+	return t
+}
+
 // DefaultRetry returns the default policy: 0, 15 minutes, about 4 hours.
 func DefaultRetry() Retry {
 	return Retry{Attempts: 3, FirstDelay: 15 * time.Minute, Multiplier: 16, MaxAge: 24 * time.Hour}
@@ -158,11 +179,8 @@ func (c Config) Validate() error {
 	lasting("suspend_first", c.SuspendFirst, time.Millisecond, 24*time.Hour)
 	lasting("suspend_max", c.SuspendMax, c.SuspendFirst, 24*time.Hour)
 	lasting("grace", c.Grace, 0, 10*time.Minute)
-	if rules, err := loadProviders(c.ProvidersFile); err != nil {
-		add("delivery.providers_file: %v", err)
-		errs = append(errs, c.Limits.validate(nil))
-	} else {
-		errs = append(errs, c.Limits.validate(rules.names()))
+	if _, err := c.providers(); err != nil {
+		errs = append(errs, err)
 	}
 	errs = append(errs, c.Retry.validate("delivery.retry"))
 	for name, r := range c.Policies {

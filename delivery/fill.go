@@ -71,7 +71,13 @@ func (s *Scheduler) wanted(st *site, now time.Time) errand {
 			return errand{}
 		}
 	}
+	room := s.roomAt(st, now)
 	for f := st.nextHungry(); f != nil; f = st.nextHungry() {
+		if room <= 0 { // whatever is settled at the site makes room: until then it stays first in line
+			f.hungry = true
+			st.hungry[f.lane] = append([]*flow{f}, st.hungry[f.lane]...)
+			return errand{}
+		}
 		if d := f.closed(now); d != nil {
 			s.wait(d, waiter{st, f}, now)
 			st.park(f)
@@ -80,10 +86,11 @@ func (s *Scheduler) wanted(st *site, now time.Time) errand {
 			}
 			continue
 		}
-		most := s.share(st, f, now)
+		most := s.share(st, f, room, now)
 		if most <= 0 {
 			continue // it is fed again when what it has is settled
 		}
+		f.leasing = true
 		n := min(len(f.queues), leaseQueues, most)
 		o := errand{f, f.queues[:n:n], most}
 		f.queues = f.queues[n:]
@@ -92,13 +99,9 @@ func (s *Scheduler) wanted(st *site, now time.Time) errand {
 	return errand{}
 }
 
-// share is how many envelopes a flow may lease: what its limits let leave soon, and its part where many share the site.
-func (s *Scheduler) share(st *site, f *flow, now time.Time) int {
-	most := f.batch
-	if n := len(st.flows); n > 1 {
-		most = max(sharedLease, f.batch/n)
-	}
-	most = min(most, maxSiteLeased-st.leased)
+// roomAt is how many envelopes more may be under lease at a site: what its limits let leave soon.
+func (s *Scheduler) roomAt(st *site, now time.Time) int {
+	most := maxSiteLeased - st.leased
 	if s.leased >= maxLeased {
 		most = min(most, fewLeased-st.leased)
 	}
@@ -107,6 +110,17 @@ func (s *Scheduler) share(st *site, f *flow, now time.Time) int {
 			most = n - st.leased
 		}
 	}
+	return most
+}
+
+// share is how many envelopes a flow may lease of the room at its site: what its own limits let leave soon, and its part
+// where many share the site.
+func (s *Scheduler) share(st *site, f *flow, room int, now time.Time) int {
+	most := f.batch
+	if n := len(st.flows); n > 1 {
+		most = max(sharedLease, f.batch/n)
+	}
+	most = min(most, room)
 	for _, l := range f.limiters() {
 		if n := l.allows(now, holdTime, most+f.leased); n < most+f.leased {
 			most = n - f.leased
@@ -117,6 +131,7 @@ func (s *Scheduler) share(st *site, f *flow, now time.Time) int {
 
 // putOff takes an errand back. The caller holds mu.
 func (s *Scheduler) putOff(st *site, o errand) {
+	o.flow.leasing = false
 	o.flow.queues = append(o.queues, o.flow.queues...)
 	st.feed(o.flow)
 }
@@ -142,7 +157,7 @@ func (s *Scheduler) fill(st *site, o errand) {
 				s.store.Return(q, now.Add(time.Second))
 			}
 			s.mu.Lock()
-			st.filling = false
+			st.filling, o.flow.leasing = false, false
 			s.mu.Unlock()
 			return
 		}
@@ -176,6 +191,7 @@ func (s *Scheduler) arrived(st *site, o errand, l *spool.Lease, now time.Time) {
 	f := o.flow
 	if len(l.Envelopes) == 0 {
 		s.mu.Lock()
+		f.leasing = false
 		st.feed(f)
 		s.tidy(st, f)
 		s.mu.Unlock()
@@ -183,12 +199,13 @@ func (s *Scheduler) arrived(st *site, o errand, l *spool.Lease, now time.Time) {
 	}
 	b := s.track(l, st)
 	b.flow = f
-	list := bundles(b, st.terms.recipients, now)
+	list := bundles(b, st.terms.Load().recipients, now)
 	s.mu.Lock()
 	n := 0
 	for _, x := range list {
 		n += len(x.envs)
 	}
+	f.leasing = false
 	st.leased += n
 	f.leased += n
 	s.leased += n

@@ -15,14 +15,15 @@ type flow struct {
 	campaign *limiter
 	weight   int
 
-	lane   int           // of its last lease: where its next one is expected
-	queues []spool.Queue // taken from the spool, to be leased from
-	ready  [lanes][]*bundle
-	leased int       // envelopes under lease and not settled
-	batch  int       // envelopes per lease
-	refill time.Time // when the last full lease came
-	hungry bool      // stands in the site's list
-	parked bool      // its account's or campaign's limit holds it
+	lane    int           // of its last lease: where its next one is expected
+	queues  []spool.Queue // taken from the spool, to be leased from
+	ready   [lanes][]*bundle
+	leased  int       // envelopes under lease and not settled
+	batch   int       // envelopes per lease
+	refill  time.Time // when the last full lease came
+	hungry  bool      // stands in the site's list
+	parked  bool      // its account's or campaign's limit holds it
+	leasing bool      // a lease for it is under way
 
 	deficit [lanes]int
 	inRing  [lanes]bool
@@ -208,5 +209,5 @@ func (f *flow) adapt(now time.Time) {
 
 // done tells that nothing of the flow is left at the site.
 func (f *flow) done() bool {
-	return f.leased == 0 && len(f.queues) == 0 && !f.hungry && !f.parked
+	return f.leased == 0 && len(f.queues) == 0 && !f.hungry && !f.parked && !f.leasing
 }

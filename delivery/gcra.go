@@ -25,6 +25,15 @@ func (g *gcra) set(perSecond, burst float64) {
 	g.early = time.Duration((max(1, burst) - 1) * float64(g.interval))
 }
 
+// become changes the rate. What was taken counts on as messages, not as the time that they took: up to the new burst.
+func (g *gcra) become(now time.Time, r Rate) {
+	behind := float64(g.due.Sub(now)) / float64(g.interval)
+	g.set(float64(r.Count)/r.Period.Seconds(), float64(r.Burst))
+	if behind > 0 {
+		g.due = now.Add(time.Duration(min(behind, float64(r.Burst)) * float64(g.interval)))
+	}
+}
+
 // next is when the next message may leave; not after now when it may at once.
 func (g *gcra) next() time.Time { return g.due.Add(-g.early) }
 

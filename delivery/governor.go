@@ -47,6 +47,15 @@ func newGovernor(ceiling, start int) *governor {
 	return &governor{ceiling: ceiling, window: min(start, ceiling), threshold: ceiling}
 }
 
+// bound sets another ceiling; what was learned below it stands.
+func (g *governor) bound(ceiling int) {
+	if g.threshold >= g.ceiling { // nothing was learned yet, or the ceiling was what held
+		g.threshold = ceiling
+	}
+	g.ceiling = ceiling
+	g.window, g.threshold = min(g.window, ceiling), min(g.threshold, ceiling)
+}
+
 // allowed is how many connections there may be.
 func (g *governor) allowed() int { return min(g.window, g.ceiling) }
 

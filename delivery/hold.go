@@ -126,7 +126,7 @@ func (s *Scheduler) SiteStates() []SiteState {
 func (s *Scheduler) siteState(st *site, now time.Time) SiteState {
 	x := s.stateOf(st.own, now)
 	x.Hosts, x.Ready, x.Leased, x.Used = strings.NewReplacer(",", " ", ";", " then ").Replace(st.key), st.waiting(), st.leased, st.used
-	x.Window, x.Messages = st.window(), st.terms.messages
+	x.Window, x.Messages = st.window(), st.terms.Load().messages
 	if st.route.smart != nil {
 		x.Kind, x.Hosts = "smarthost", st.route.smart.Address
 	}
@@ -257,7 +257,7 @@ func (s *Scheduler) ResumeSite(ctx context.Context, name, who, reason string) (c
 
 // providerName is that of a site by its name, "" for none.
 func (s *Scheduler) providerName(site string) string {
-	if p := s.rollup.find(site); p != nil {
+	if p := s.rollup.Load().find(site); p != nil {
 		return p.Name
 	}
 	return ""
@@ -266,7 +266,7 @@ func (s *Scheduler) providerName(site string) string {
 // checkSite refuses names that no site can have.
 func (s *Scheduler) checkSite(name string) error {
 	if provider, ok := strings.CutPrefix(strings.ToLower(name), providerPrefix); ok {
-		if !s.rollup.names()[provider] {
+		if !s.rollup.Load().names()[provider] {
 			return fmt.Errorf("%w: the provider rules know no %q", ErrNoSite, mail.CleanText(provider, 80))
 		}
 		return nil

@@ -44,6 +44,25 @@ func newLimiter(scope, name string, l Limit) *limiter {
 	return m
 }
 
+// set puts other figures into force. What was taken counts on, in messages.
+func (l *limiter) set(now time.Time, to Limit) {
+	l.most, l.weight = to.Connections, max(1, to.Weight)
+	if to.Rate == l.spec {
+		return
+	}
+	r, err := ParseRate(to.Rate)
+	switch {
+	case err != nil: // none, as Validate has seen it
+		l.rate, l.spec = nil, ""
+	case l.rate == nil:
+		l.rate, l.spec = newGCRA(r), to.Rate
+	default:
+		l.rate.become(now, r)
+		l.spec = to.Rate
+	}
+	l.booked = time.Time{}
+}
+
 // idle tells that nothing depends on the limiter, so that it may be forgotten once its rate has forgotten too.
 func (l *limiter) idle(now time.Time) bool {
 	return l.running == 0 && len(l.line) == 0 && (l.rate == nil || l.rate.due.Before(now))

@@ -10,15 +10,27 @@ import (
 
 // newSite makes a site with its limits and what is remembered of it. The caller holds mu.
 func (s *Scheduler) newSite(r *route) *site {
-	name := strings.ToLower(r.name)
-	st := &site{key: r.key, name: r.name, route: r, rule: s.rollup.of(r), source: s.limiterOf(scopeSource, r.sender()), flows: map[flowKey]*flow{}}
-	own := s.cfg.Limits.Site[name]
+	st := &site{key: r.key, name: r.name, route: r, source: s.limiterOf(scopeSource, r.sender()), flows: map[flowKey]*flow{}}
+	l := s.equip(st)
+	st.own = newLimiter(scopeSite, r.name, Limit{Rate: l.Rate})
+	st.own.gov = newGovernor(l.Connections, 1)
+	s.recall(st.own, r.key)
+	return st
+}
+
+// equip gives a site its provider and its terms as the configuration has them, and returns its own limit. The caller holds
+// mu.
+func (s *Scheduler) equip(st *site) Limit {
+	own := s.cfg.Limits.Site[strings.ToLower(st.name)]
 	usual := s.cfg.Limits.Site[defaultName].or(Limit{
 		Connections: s.cfg.MaxConnectionsPerSite, MessagesPerConnection: s.cfg.MaxMessagesPerConnection, Recipients: s.cfg.MaxRecipients,
 	})
 	explicit := own // by the operator: for the site, or for its provider
+	name := ""
+	st.provider, st.rule = nil, s.rollup.Load().of(st.route)
 	if st.rule != nil {
-		st.provider = s.providerOf(st.rule.Name)
+		name = st.rule.Name
+		st.provider = s.providerOf(name)
 		usual.Connections = least(usual.Connections, st.rule.ConnectionsPerSite)
 		usual.MessagesPerConnection = least(usual.MessagesPerConnection, st.rule.Limit.MessagesPerConnection)
 		usual.Recipients = least(usual.Recipients, st.rule.Limit.Recipients)
@@ -27,11 +39,8 @@ func (s *Scheduler) newSite(r *route) *site {
 		explicit = own.or(provider)
 	}
 	l := explicit.or(usual)
-	st.terms = terms{messages: l.MessagesPerConnection, recipients: l.Recipients}
-	st.own = newLimiter(scopeSite, r.name, Limit{Rate: l.Rate})
-	st.own.gov = newGovernor(l.Connections, 1)
-	s.recall(st.own, r.key)
-	return st
+	st.terms.Store(&terms{messages: l.MessagesPerConnection, recipients: l.Recipients, provider: name})
+	return l
 }
 
 // least is the smaller of two figures, of which 0 sets none.
@@ -47,18 +56,22 @@ func (s *Scheduler) providerOf(name string) *limiter {
 	if l := s.providers[name]; l != nil {
 		return l
 	}
-	p := s.rollup.byName(name)
+	p := s.rollup.Load().byName(name)
 	if p == nil {
 		return nil
 	}
-	own := s.cfg.Limits.of(scopeProvider, name)
-	own.Connections = cmp.Or(own.Connections, p.Limit.Connections)
-	own.Rate = cmp.Or(own.Rate, p.Limit.Rate)
-	l := newLimiter(scopeProvider, name, own)
+	l := newLimiter(scopeProvider, name, s.limitOf(p))
 	most := cmp.Or(l.most, s.cfg.MaxConnections)
 	l.gov = newGovernor(most, most) // its sites begin small
 	s.recall(l, l.label())
 	s.providers[name] = l
+	return l
+}
+
+// limitOf is the limit over all sites of a provider: the operator's, then that of the rule. The caller holds mu.
+func (s *Scheduler) limitOf(p *Provider) Limit {
+	l := s.cfg.Limits.of(scopeProvider, p.Name)
+	l.Connections, l.Rate = cmp.Or(l.Connections, p.Limit.Connections), cmp.Or(l.Rate, p.Limit.Rate)
 	return l
 }
 

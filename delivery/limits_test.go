@@ -390,3 +390,35 @@ func (r *rig) known(domain string, perSecond float64) Wait {
 	w.PerSecond = 0
 	return w
 }
+
+// TestRateOfASiteIsSharedByAll has one account lease all that a rate lets leave while its site is slow: single messages of
+// others must have their turn, and not be forgotten.
+func TestRateOfASiteIsSharedByAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		mx := newBusyMX()
+		r := googleRig(t, &mx.MX)
+		r.cfg.Limits.Site = map[string]Limit{"mx.dest.example": {Rate: "5/s", Connections: 2}}
+		r.start()
+		for range 100 {
+			r.submit(submission{to: []string{"a@dest.example"}, account: "many"})
+		}
+		<-time.After(5 * time.Second)
+		for _, account := range []string{"one", "two", "three"} {
+			r.submit(submission{to: []string{account + "@dest.example"}, account: account})
+		}
+		<-time.After(2 * time.Minute)
+		to := map[string]bool{}
+		for _, m := range mx.Mails() {
+			to[m.To[0]] = true
+		}
+		require.Len(t, to, 4, "%v after %d", to, len(mx.Mails()))
+		<-time.After(time.Hour)
+		require.Len(t, mx.Mails(), 103)
+		r.sched.mu.Lock()
+		defer r.sched.mu.Unlock()
+		for _, st := range r.sched.sites {
+			require.Empty(t, st.flows, "nothing is left behind")
+		}
+	})
+}

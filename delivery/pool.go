@@ -28,11 +28,8 @@ type home struct {
 
 // home is where the site's sessions belong.
 func (st *site) home() home {
-	h := home{site: st.key, messages: st.terms.messages}
-	if st.provider != nil {
-		h.provider = st.provider.name
-	}
-	return h
+	t := st.terms.Load()
+	return home{site: st.key, provider: t.provider, messages: t.messages}
 }
 
 func newPool(cfg Config, now func() time.Time) *pool {
@@ -69,10 +66,8 @@ func (p *pool) put(h home, s *Session) {
 	s.lastUsed = p.now()
 	p.mu.Lock()
 	if !p.closed {
-		if h.provider != "" {
-			p.groups[h.site] = h.provider
-		}
 		p.set(h.site, append(p.idle[h.site], s))
+		p.regroup(h.site, h.provider)
 		s = nil
 	}
 	p.mu.Unlock()
@@ -139,6 +134,26 @@ func (p *pool) close() {
 	}
 	p.mu.Unlock()
 	closeAll(all)
+}
+
+// join counts the idle sessions of a site to another provider, "" for none.
+func (p *pool) join(site, provider string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.regroup(site, provider)
+}
+
+// regroup is join. The caller holds mu.
+func (p *pool) regroup(site, provider string) {
+	list := p.idle[site]
+	if p.groups[site] == provider || len(list) == 0 {
+		return
+	}
+	p.set(site, nil) // off the old account
+	if provider != "" {
+		p.groups[site] = provider
+	}
+	p.set(site, list)
 }
 
 // set replaces the list of a site. The caller holds mu.

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -66,6 +67,15 @@ func loadProviders(file string) (*providerRules, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return r, nil
+}
+
+// providers reads the rules about providers and checks the limits against them. The error names keys.
+func (c *Config) providers() (*providerRules, error) {
+	rules, err := loadProviders(c.ProvidersFile)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("delivery.providers_file: %w", err), c.Limits.validate(nil))
+	}
+	return rules, c.Limits.validate(rules.names())
 }
 
 var providerName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`) })

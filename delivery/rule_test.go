@@ -243,7 +243,7 @@ func TestReloadHoldsForWhatComes(t *testing.T) {
 	require.Len(t, up.Mails(), 1)
 	require.Contains(t, r.sched.Routes(), "up")
 
-	next.MaxConnections++
+	next.IdleTimeout++
 	kept, err = r.sched.Reload(next)
 	require.NoError(t, err)
 	require.True(t, kept, "told: it waits for a restart")

@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -70,13 +68,13 @@ type Deps struct {
 
 // Scheduler drains the spool: see the journey in the package's comment.
 type Scheduler struct {
-	cfg      Config
+	cfg      Config // under mu where Reload changes it
 	parallel func(stream string) int
 	store    *spool.Store
 	router   *router
 	engine   *engine
 	pool     *pool
-	rollup   *providerRules
+	rollup   atomic.Pointer[providerRules]
 	memory   *memory
 	settler  *settler
 	retrier  *retrier
@@ -153,21 +151,22 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 		return nil, err
 	}
 	r := newRouter(cfg, deps)
-	rollup, err := loadProviders(cfg.ProvidersFile)
+	rollup, err := cfg.providers()
 	if err != nil {
-		return nil, fmt.Errorf("read provider rules: %w", err)
+		return nil, err
 	}
 	m := newMetrics(deps.Metrics)
 	s := &Scheduler{
 		cfg: cfg, parallel: deps.Parallel, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
 		streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]knownSite{}, fresh: map[*worker]struct{}{},
-		providers: map[string]*limiter{}, accounts: map[string]*limiter{}, campaigns: map[string]*limiter{}, sources: map[string]*limiter{}, rollup: rollup,
+		providers: map[string]*limiter{}, accounts: map[string]*limiter{}, campaigns: map[string]*limiter{}, sources: map[string]*limiter{},
 	}
 	if s.memory, err = newMemory(deps.DB, deps.Events, log, now); err != nil {
 		return nil, err
 	}
 	s.rules.Store(rules)
+	s.rollup.Store(rollup)
 	s.working, s.abandon = context.WithCancel(context.Background())
 	settling, giveUp := context.WithCancel(context.Background())
 	s.giveUp = giveUp
@@ -256,145 +255,6 @@ func (s *Scheduler) loop(ctx context.Context) {
 		case <-s.store.Changed():
 		case <-s.wake:
 		case <-timer.C:
-		}
-	}
-}
-
-// take starts look-ups for due queues, as many as may run, and tells when the next queue falls due.
-func (s *Scheduler) take(now time.Time) time.Time {
-	s.mu.Lock()
-	free := maxLookups - s.lookups
-	s.unasked = free == 0
-	s.mu.Unlock()
-	if free == 0 {
-		return time.Time{} // the end of a look-up wakes us
-	}
-	queues := s.store.Take(now, free)
-	s.mu.Lock()
-	s.lookups += len(queues)
-	s.unasked = len(queues) == free
-	s.mu.Unlock()
-	for _, q := range queues {
-		s.wg.Go(func() { s.place(q) })
-	}
-	if len(queues) == free {
-		return time.Time{} // as above
-	}
-	return s.store.NextDue()
-}
-
-// place finds the route of a queue and hands the queue to its site.
-func (s *Scheduler) place(q spool.Queue) {
-	defer func() {
-		s.mu.Lock()
-		s.lookups--
-		more := s.unasked // some may have ended while the others were taken: any of them may be the one to tell
-		s.unasked = false
-		s.mu.Unlock()
-		if more {
-			s.poke()
-		}
-	}()
-	r, err := s.router.resolve(s.working, q)
-	if err == nil && r.fallback != "" && s.isSuspended(r.key) {
-		r, err = s.router.standIn(s.working, q, r)
-	}
-	switch {
-	case err != nil && s.working.Err() != nil:
-		s.store.Return(q, time.Time{})
-	case err != nil:
-		s.unresolved(q, err)
-	case r.refusal != nil:
-		s.forgetDomain(q.Domain)
-		s.forgetSite(q.Domain)
-		s.refuse(q, r.refusal)
-	default:
-		s.forgetDomain(q.Domain)
-		s.join(q, r)
-	}
-}
-
-func (s *Scheduler) forgetDomain(domain string) {
-	s.mu.Lock()
-	delete(s.domains, domain)
-	s.mu.Unlock()
-}
-
-// unresolved sets a queue aside whose domain could not be looked up; no attempt is counted.
-func (s *Scheduler) unresolved(q spool.Queue, cause error) {
-	s.mu.Lock()
-	if len(s.domains) >= maxDomains {
-		clear(s.domains)
-	}
-	s.domains[q.Domain]++
-	n := s.domains[q.Domain]
-	s.mu.Unlock()
-	delay := backoff(s.cfg.SuspendFirst, s.cfg.SuspendMax, n, rand.Float64())
-	until := s.now().Add(delay)
-	if n == 1 {
-		s.metrics.suspensions.WithLabelValues(causeDNS).Inc()
-		s.log.Info("domain.unresolved", "domain", q.Domain, "delay", delay.Round(time.Second).String(), "err", cause)
-	}
-	s.setAside([]spool.Queue{q}, mail.Reply{
-		Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 3}, Text: "Name servers of the domain could not be asked",
-	}, "", until)
-	s.store.Return(q, until)
-}
-
-// refuse settles all that waits for a domain that takes no mail.
-func (s *Scheduler) refuse(q spool.Queue, r *refusal) {
-	s.leaseAll([]spool.Queue{q}, func(e *spool.Envelope, m *spool.Message) settlement {
-		res := r.result(e)
-		res.At = s.now()
-		return settlement{message: m, envelope: e, result: res}
-	}, maxLease, func(n, _ int) bool { return n == maxLease })
-	s.store.Return(q, time.Time{})
-}
-
-// setAside defers what is due in queues whose site or domain is out of reach, and lets expire what has waited too long.
-// The reply is noted with the first envelopes, so that an operator sees why they wait; the rest is left alone unless
-// envelopes expire.
-func (s *Scheduler) setAside(queues []spool.Queue, reply mail.Reply, host string, until time.Time) {
-	s.leaseAll(queues, func(e *spool.Envelope, m *spool.Message) settlement {
-		res := s.retrier.unpresented(m, e, reply, s.now(), until)
-		res.Host = host
-		return settlement{message: m, envelope: e, result: res}
-	}, minLease, func(n, final int) bool { return n == minLease && final > 0 })
-}
-
-// leaseAll leases from queues, most at a time, and settles each envelope at once, as long as more tells to go on.
-func (s *Scheduler) leaseAll(
-	queues []spool.Queue, end func(*spool.Envelope, *spool.Message) settlement, most int, more func(n, final int) bool, // final: those that ended, or whose senders hear of a delay
-) {
-	for !s.isStopping() {
-		l, err := s.store.Lease(s.working, queues, s.now(), most)
-		if err != nil {
-			if s.working.Err() == nil {
-				s.log.Error("lease.failed", "err", err)
-			}
-			return
-		}
-		if len(l.Envelopes) == 0 {
-			return
-		}
-		b := s.track(l, nil)
-		final := 0
-		var done []settlement
-		for _, e := range l.Envelopes {
-			m := l.Messages[e.ID.Message]
-			if m == nil {
-				continue
-			}
-			d := end(e, m)
-			if d.result.Outcome != spool.Deferred || s.settler.notifier.late(&d) {
-				final++
-			}
-			done = append(done, d)
-		}
-		s.settler.settle(b, done)
-		s.abandonRest(b, s.now().Add(localDelay))
-		if !more(len(l.Envelopes), final) {
-			return
 		}
 	}
 }
@@ -496,21 +356,4 @@ func (s *Scheduler) drain() {
 	s.keepAll()
 	s.giveUp()
 	s.log.Info("delivery.stopped", "count", len(open))
-}
-
-func (t Timeouts) withDefaults() Timeouts {
-	d := DefaultTimeouts()
-	for _, f := range []struct{ v, d *time.Duration }{
-		{&t.Greeting, &d.Greeting},
-		{&t.Command, &d.Command},
-		{&t.Handshake, &d.Handshake},
-		{&t.DataInit, &d.DataInit},
-		{&t.DataBlock, &d.DataBlock},
-		{&t.DataDone, &d.DataDone},
-	} {
-		if *f.v <= 0 {
-			*f.v = *f.d
-		}
-	}
-	return t
 }

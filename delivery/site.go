@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"sync/atomic"
 	"time"
 
 	"relayd/spool"
@@ -15,8 +16,8 @@ type site struct {
 	own      *limiter // of the site
 	provider *limiter // nil where its hosts belong to none
 	rule     *Provider
-	source   *limiter // of the address that mail leaves from
-	terms    terms
+	source   *limiter              // of the address that mail leaves from
+	terms    atomic.Pointer[terms] // also read without the lock
 
 	flows   map[flowKey]*flow
 	hungry  [lanes][]*flow // have queues and room for what is leased from them, in turn
@@ -32,10 +33,11 @@ type site struct {
 	used    time.Time
 }
 
-// terms are what one session at a site may do.
+// terms are what one session at a site may do, and to whom it counts.
 type terms struct {
-	messages   int // over one connection
-	recipients int // in one transaction
+	messages   int    // over one connection
+	recipients int    // in one transaction
+	provider   string // name, "" for none
 }
 
 // The lanes of a site, one for each class: bulk never stands before the rest.

@@ -349,7 +349,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 	for b != nil {
 		rep := s.attempt(w, b)
 		s.settler.add(b.batch, rep.done)
-		if w.session != nil && !s.pool.usable(w.session, st.terms.messages) {
+		if w.session != nil && !s.pool.usable(w.session, st.terms.Load().messages) {
 			w.session.Close()
 			w.session = nil
 		}
@@ -358,7 +358,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 		s.learn(st, b, rep)
 		f := b.flow
 		b = nil
-		if !st.over() {
+		if !st.over() && s.workers <= s.cfg.MaxConnections {
 			now := s.now()
 			s.goOn(st, f, now)
 			if b = s.next(st, now); b != nil {

@@ -45,6 +45,28 @@ func TestReloadedConfigurationHoldsForNewSessions(t *testing.T) {
 	wait(t, "the third letter", 20*time.Second, func() bool { return up.count() == 1 })
 	require.Equal(t, 2, mx.count())
 
+	t.Run("limits_and_providers", func(t *testing.T) {
+		reload(r.conf+routes+"[delivery.limits.provider.nobody]\nconnections = 7\n", "configuration.kept")
+		wait(t, "the fault in the log", 5*time.Second, func() bool {
+			return strings.Contains(r.logText(), `delivery.limits.provider.nobody: the provider rules know no`)
+		})
+		file := filepath.Join(r.dir, "providers.txt")
+		require.NoError(t, os.WriteFile(file, []byte("provider dest connections=7\nmx dest .dest.example\n"), 0o600))
+		own := strings.Replace(r.conf, "[delivery]\n", "[delivery]\nproviders_file = \""+file+"\"\n", 1)
+		require.NotEqual(t, r.conf, own)
+		reload(own+"[delivery.limits.site.\"mx.dest.example\"]\nconnections = 3\nrate = \"1/h\"\n", "configuration.loaded")
+		send("limited")
+		wait(t, "the letter within the rate", 20*time.Second, func() bool { return mx.count() == 3 })
+		send("held")
+		wait(t, "the rate to hold", 20*time.Second, func() bool {
+			out, _, _ := r.ctl("site", "show", "mx.dest.example")
+			return strings.Contains(out, "1/h") && strings.Contains(out, "limited")
+		})
+		require.Equal(t, 3, mx.count())
+		reload(own, "configuration.loaded")
+		wait(t, "the letter that the rate held", 20*time.Second, func() bool { return mx.count() == 4 })
+		require.NotContains(t, r.logText(), "wait for a restart")
+	})
 	t.Run("move_forces_direct_mx", func(t *testing.T) {
 		up.onRcpt = func(string, string) error { return reply(451, 4, 2, 0, "Not here") }
 		slow := strings.Replace(r.conf, `first_delay = "300ms"`, `first_delay = "4m"`, 1)
@@ -53,6 +75,6 @@ func TestReloadedConfigurationHoldsForNewSessions(t *testing.T) {
 		wait(t, "a deferral", 20*time.Second, func() bool { return r.stats().Deferred == 1 })
 		_, stderr, code := r.ctl("queue", "move", "--route", "mx", "domain=dest.example")
 		require.Zero(t, code, stderr)
-		wait(t, "the letter by its MX", 20*time.Second, func() bool { return mx.count() == 3 })
+		wait(t, "the letter by its MX", 20*time.Second, func() bool { return mx.count() == 5 })
 	})
 }
