@@ -41,7 +41,7 @@ type Config struct {
 	// StressPercent is the share of MaxConnections from which on relayd waits for no client longer than StressTimeout and
 	// ends sessions after two errors, until it falls below. Default 80.
 	StressPercent int `toml:"stress_percent"`
-	// StressTimeout takes the place of CommandTimeout and DataTimeout under stress. Default 10s.
+	// StressTimeout takes the place of CommandTimeout, DataTimeout and HandshakeTimeout under stress. Default 10s.
 	StressTimeout time.Duration `toml:"stress_timeout"`
 	// MaxMessagesPerSession bounds the messages of one connection; then it gets 421. Default 100000.
 	MaxMessagesPerSession int `toml:"max_messages_per_session"`

@@ -3,6 +3,8 @@ package smtpd
 import (
 	"bufio"
 	"encoding/binary"
+	"io"
+	"net"
 	"net/netip"
 	"runtime"
 	"strconv"
@@ -93,7 +95,46 @@ func TestB9_UnderStressNobodyIsWaitedForLong(t *testing.T) {
 		late.ended(began, 10*time.Second, 10*time.Second, "421 4.4.2")
 		_ = conn.Close()
 		<-done
+		began = time.Now()
+		conn, done = f.pipe(t, implicit)
+		<-done
+		require.Equal(t, 10*time.Second, time.Since(began), "handshake")
+		_ = conn.Close()
+		require.Equal(t, 10*time.Second, f.slowProxy(t), "PROXY header")
 		f.limits.open = 0
+	})
+}
+
+// slowProxy has a proxy send an octet of its header every second, and returns for how long.
+func (f *fixture) slowProxy(t *testing.T) time.Duration {
+	t.Helper()
+	l, err := f.newListener(f.cfg.Listeners[plain])
+	require.NoError(t, err)
+	proxy, server := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			if _, err := io.WriteString(proxy, "P"); err != nil {
+				return
+			}
+			time.Sleep(time.Second)
+		}
+	}()
+	began := time.Now()
+	_, err = f.introduce(server, l, mustAddr("192.0.2.1"))
+	require.Error(t, err)
+	took := time.Since(began)
+	<-done
+	return took
+}
+
+// TestB9_SlowProxyHeaderIsCut before a header is whole.
+func TestB9_SlowProxyHeaderIsCut(t *testing.T) {
+	bubble(t, plain, func(t *testing.T, f *fixture, c *client, _ chan struct{}) {
+		c.expect("220")
+		f.cfg.HandshakeTimeout = 5 * time.Second
+		require.Equal(t, 5*time.Second, f.slowProxy(t))
 	})
 }
 

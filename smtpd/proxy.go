@@ -32,7 +32,7 @@ func (l *listener) isProxy(ip netip.Addr) bool {
 func (s *Server) introduce(conn net.Conn, l *listener, proxy netip.Addr) (netip.Addr, error) {
 	stop := s.watch(conn)
 	defer stop()
-	_ = conn.SetReadDeadline(time.Now().Add(s.cfg.HandshakeTimeout))
+	_ = conn.SetReadDeadline(time.Now().Add(s.handshakeTimeout()))
 	client, err := readProxy(conn, proxy)
 	if err == nil {
 		return client, nil

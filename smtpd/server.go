@@ -309,6 +309,14 @@ func (s *Server) turnAway(conn net.Conn, l *listener, ip netip.Addr, reason stri
 	_ = conn.Close()
 }
 
+// handshakeTimeout is how long relayd waits for a handshake or a PROXY header that begins now.
+func (s *Server) handshakeTimeout() time.Duration {
+	if s.limits.stressed() {
+		return min(s.cfg.HandshakeTimeout, s.cfg.StressTimeout)
+	}
+	return s.cfg.HandshakeTimeout
+}
+
 func remoteIP(conn net.Conn) netip.Addr {
 	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		return a.AddrPort().Addr().Unmap()

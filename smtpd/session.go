@@ -247,7 +247,7 @@ func (s *session) handshake(ctx context.Context) bool {
 	if dropped := s.wire.upgrade(conn); dropped > 0 {
 		s.srv.log.Warn("session.injection", "session", s.id, "ip", s.ip, "size", dropped)
 	}
-	err := s.raw.SetDeadline(time.Now().Add(s.srv.cfg.HandshakeTimeout))
+	err := s.raw.SetDeadline(time.Now().Add(s.srv.handshakeTimeout()))
 	if err == nil {
 		err = conn.HandshakeContext(ctx)
 	}

@@ -496,7 +496,8 @@ func FuzzMailbox(f *testing.F) {
 		require.Equal(t, a.path, again)
 		require.NotContains(t, a.name, "\r")
 		require.NotContains(t, a.name, "\n")
-		_ = a.foreignDomain()
+		require.NotContains(t, a.name, "=?")
+		require.Equal(t, a.foreignDomain() != "", CheckDisplayName(a.name, a.path.Domain) != nil)
 	})
 }
 
