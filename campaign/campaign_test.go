@@ -489,7 +489,7 @@ func TestRenderFailureIsOneRecipientsOwn(t *testing.T) {
 		if e.To.Local == "b" {
 			e.Data = append([]byte(nil), snapshot(r.now(), string(appendAttributes(nil, nil)))...)
 		}
-		_, err := r.Compose(t.Context(), lease.Messages[e.ID.Message], e)
+		_, err := r.Compose(t.Context(), lease.Messages[e.ID.Message], e, nil)
 		res := spool.Result{ID: e.ID, At: r.now(), Outcome: spool.Delivered}
 		if err != nil {
 			n++

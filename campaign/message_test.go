@@ -251,7 +251,7 @@ func TestEveryMessageIsWellFormed(t *testing.T) {
 			id: mail.EnvelopeID{Message: c.id, N: 1}, to: mail.MustParsePath("ann@example.com"), at: r.now(), token: "tok",
 			attributes: []attribute{{"Clean", kindString, "clean"}, {"Short", kindString, short}, {"X", kindString, x}},
 		}
-		msg, err := c.signed(l, keys)
+		msg, err := c.signed(nil, l, keys)
 		if err != nil {
 			require.ErrorAs(t, err, new(*RenderError))
 			require.True(t, checkHeaderText(short) != nil || len(short) > maxSubject-60, "%v", err)

@@ -182,7 +182,8 @@ func (c *composition) writeSubject(m *machine, ct *contact) (string, error) {
 }
 
 func (m *machine) release() {
-	*m = machine{small: m.small, scratch: m.scratch, memo: m.memo, forms: m.forms}
+	clear(m.frames[:m.deep])
+	m.encoder, m.scope, m.contact, m.prog, m.deep, m.lenient, m.missing = encoder{}, nil, nil, nil, 0, false, nil
 	if cap(m.scratch) > 1<<20 {
 		m.scratch = nil
 	}

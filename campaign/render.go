@@ -54,6 +54,7 @@ type machine struct {
 	contact *contact
 	prog    *program
 	frames  [maxFrames]frame
+	deep    int // frames that were used
 	loops   int
 	scratch []byte
 	memo    []memo // by slot
@@ -139,6 +140,7 @@ func (m *machine) step(pc int) (next int, err error) {
 // enter sets the frame of #with or #each; false leads to the other branch.
 func (m *machine) enter(o *op, v value) bool {
 	f := &m.frames[o.frame]
+	m.deep = max(m.deep, o.frame+1)
 	if o.code == opWith {
 		*f = frame{v: v}
 		return v.truthy()

@@ -3,6 +3,7 @@ package campaign
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -170,7 +171,8 @@ func (r *rig) deliver(most int, fn func(msg []byte, e *spool.Envelope) spool.Res
 	results := make([]spool.Result, 0, len(lease.Envelopes))
 	for _, e := range lease.Envelopes {
 		m := lease.Messages[e.ID.Message]
-		msg, err := r.Compose(ctx, m, e)
+		room := bytes.Repeat([]byte("?"), rand.IntN(32<<10)) // what others have left in it does no harm
+		msg, err := r.Compose(ctx, m, e, room)
 		var res spool.Result
 		if err != nil {
 			res = spool.Result{Outcome: spool.Failed, Reason: "render_failed", Reply: mail.ReplyOf(err)}

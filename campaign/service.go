@@ -272,9 +272,10 @@ func (s *Service) compile(ctx context.Context, r *record) (c *composition, err e
 	return c, err
 }
 
-// Compose renders, assembles and signs the message of one envelope (delivery.Composer). Every attempt gets the same
-// bytes as long as the domain's keys stay. A *mail.Error with 5yz means that this recipient's message cannot be made.
-func (s *Service) Compose(ctx context.Context, m *spool.Message, e *spool.Envelope) ([]byte, error) {
+// Compose renders, assembles and signs the message of one envelope (delivery.Composer), in room where it fits. Every
+// attempt gets the same bytes as long as the domain's keys stay. A *mail.Error with 5yz means that this recipient's message
+// cannot be made.
+func (s *Service) Compose(ctx context.Context, m *spool.Message, e *spool.Envelope, room []byte) ([]byte, error) {
 	c, err := s.composition(ctx, m.ID)
 	if err != nil {
 		if _, bad := errors.AsType[*Invalid](err); bad || errors.Is(err, ErrNotFound) {
@@ -295,7 +296,7 @@ func (s *Service) Compose(ctx context.Context, m *spool.Message, e *spool.Envelo
 		id: e.ID, to: e.To, at: at, attributes: attributes,
 		token: s.tokens.seal(forUnsubscribe, claim{m.ID, c.list, m.Account, e.To.String()}),
 	}
-	msg, err := c.signed(&l, keys)
+	msg, err := c.signed(room, &l, keys)
 	if err != nil {
 		s.metrics.failed.Inc()
 		if r, ok := errors.AsType[*RenderError](err); ok {
@@ -310,11 +311,16 @@ func (s *Service) Compose(ctx context.Context, m *spool.Message, e *spool.Envelo
 // signatureRoom is kept free before the header for each signature, so that the message need not be copied.
 const signatureRoom = 1024
 
-// signed writes the message with one signature for each key before it.
-func (c *composition) signed(l *letter, keys []*dkim.Key) ([]byte, error) {
+// hashers are used again for one message after the other.
+var hashers = sync.Pool{New: func() any { return dkim.NewBodyHasher() }}
+
+// signed writes the message, in buf where it fits, with one signature for each key before it.
+func (c *composition) signed(buf []byte, l *letter, keys []*dkim.Key) ([]byte, error) {
 	room := signatureRoom * len(keys)
-	buf := make([]byte, room, room+c.guess())
-	msg, body, err := c.write(buf, l)
+	if guess := c.guess(); cap(buf) < room+guess {
+		buf = make([]byte, 0, 2*room+guess) // what is left of it behind the unused room is enough for the next one
+	}
+	msg, body, err := c.write(buf[:room], l)
 	if err != nil {
 		return nil, err
 	}
@@ -322,7 +328,9 @@ func (c *composition) signed(l *letter, keys []*dkim.Key) ([]byte, error) {
 	if len(keys) == 0 {
 		return msg, nil
 	}
-	h := dkim.NewBodyHasher()
+	h := hashers.Get().(*dkim.BodyHasher) //nolint:forcetypeassert // the pool holds nothing else
+	defer hashers.Put(h)
+	h.Reset()
 	_, _ = h.Write(msg[body:]) // never fails
 	signatures, err := dkim.Sign(keys, msg[room:body-len("\r\n")], h.Sum(), l.at)
 	if err != nil {

@@ -47,7 +47,7 @@ type claim struct {
 type tokenKeys struct{ *mail.KeyFile[*tokenKey] }
 
 type tokenKey struct {
-	mac   []byte
+	mac   *mail.MAC
 	block cipher.Block
 }
 
@@ -73,7 +73,7 @@ func newTokenKey(root []byte) (*tokenKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("derive token key: %w", err)
 	}
-	return &tokenKey{mac, block}, nil
+	return &tokenKey{mail.NewMAC(mac), block}, nil
 }
 
 // seal makes the token of a claim: SIV construction, so that the same claim gives the same token, nothing of it can be
@@ -100,11 +100,7 @@ func (k *tokenKeys) seal(p purpose, c claim) string {
 }
 
 func (k *tokenKey) siv(id byte, payload []byte) []byte {
-	h := hmac.New(sha256.New, k.mac)
-	h.Write([]byte("relayd token 1\x00"))
-	h.Write([]byte{id})
-	h.Write(payload)
-	return h.Sum(nil)[:sivSize]
+	return k.mac.Sum([]byte("relayd token 1\x00"), []byte{id}, payload)[:sivSize]
 }
 
 // open checks a token and returns its claim. Every defect is ErrBadToken.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"relayd/internal/mail"
@@ -18,9 +19,10 @@ type Attempt struct {
 	route   *route
 	session *Session // of the worker; nil when it has none
 	bundle  *bundle
-	body    []byte // of a campaign's envelope
-	tls     string // of the last session
-	opened  func() // told of each session that was opened
+	body    []byte  // of a campaign's envelope: the message
+	room    *[]byte // in which it is made, of rooms
+	tls     string  // of the last session
+	opened  func()  // told of each session that was opened
 }
 
 // engine is what all attempts share.
@@ -37,7 +39,8 @@ type engine struct {
 	classifier func() *Classifier
 	// returnPath is that of a campaign's envelope; nil: the message's own.
 	returnPath func(m *spool.Message, e *spool.Envelope) mail.Path
-	tries      int // rounds over the hosts
+	rooms      sync.Pool // *[]byte: messages are made in the same memory one after the other
+	tries      int       // rounds over the hosts
 	wait       func(ctx context.Context, d time.Duration) error
 }
 
@@ -64,6 +67,7 @@ type pause struct {
 func (a *Attempt) Run(ctx context.Context) Report {
 	var rep Report
 	envs := a.bundle.envs
+	defer a.leaveRoom()
 	if a.bundle.message.Campaign != "" && !a.compose(ctx, &rep) {
 		return rep
 	}
@@ -106,7 +110,8 @@ func (a *Attempt) compose(ctx context.Context, rep *Report) bool {
 	m, e := a.bundle.message, a.bundle.envs[0]
 	err := errors.New("no composer")
 	if a.composer != nil {
-		a.body, err = a.composer.Compose(ctx, m, e)
+		a.takeRoom()
+		a.body, err = a.composer.Compose(ctx, m, e, *a.room)
 	}
 	if err == nil {
 		return true
@@ -122,6 +127,29 @@ func (a *Attempt) compose(ctx context.Context, rep *Report) bool {
 	}
 	a.finish(rep, e, res, "")
 	return false
+}
+
+// mostRoom bounds what one long message leaves behind.
+const mostRoom = 1 << 20
+
+func (a *Attempt) takeRoom() {
+	if a.room, _ = a.rooms.Get().(*[]byte); a.room == nil {
+		a.room = new([]byte)
+	}
+}
+
+// leaveRoom is for the end of the attempt: nobody reads the message any more.
+func (a *Attempt) leaveRoom() {
+	if a.room == nil {
+		return
+	}
+	if cap(a.body) > cap(*a.room) {
+		*a.room = a.body[:0]
+	}
+	if cap(*a.room) <= mostRoom {
+		a.rooms.Put(a.room)
+	}
+	a.body, a.room = nil, nil
 }
 
 // localDelay is the wait after a fault of our own.

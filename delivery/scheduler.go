@@ -28,9 +28,10 @@ type Resolver interface {
 
 // Composer renders the message of a campaign's envelope: the complete message, header first, CRLF line ends, signed,
 // 7-bit clean, the same bytes each time. A *mail.Error with 5yz ends the envelope as failed (render_failed); any other
-// error defers it without spending an attempt. Called from many goroutines.
+// error defers it without spending an attempt. It may be made in room, of which nothing else is used meanwhile. Called from
+// many goroutines.
 type Composer interface {
-	Compose(ctx context.Context, m *spool.Message, e *spool.Envelope) ([]byte, error)
+	Compose(ctx context.Context, m *spool.Message, e *spool.Envelope, room []byte) ([]byte, error)
 }
 
 // Gate is asked right before MAIL FROM whether the envelope is still wanted. A reason ends it as suppressed, but

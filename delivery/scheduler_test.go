@@ -528,8 +528,9 @@ func TestGateIsAskedBeforeMail(t *testing.T) {
 
 type composeFunc func(e *spool.Envelope) ([]byte, error)
 
-func (c composeFunc) Compose(_ context.Context, _ *spool.Message, e *spool.Envelope) ([]byte, error) {
-	return c(e)
+func (c composeFunc) Compose(_ context.Context, _ *spool.Message, e *spool.Envelope, room []byte) ([]byte, error) {
+	msg, err := c(e)
+	return append(room[:0], msg...), err
 }
 
 func TestCampaignIsRenderedWhenLeased(t *testing.T) {

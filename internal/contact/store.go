@@ -1,8 +1,8 @@
 package contact
 
 import (
+	"bytes"
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -41,7 +41,7 @@ type Deps struct {
 type Store struct {
 	Deps
 	log    *slog.Logger
-	secret []byte // of the hashes of erased mailboxes
+	secret *mail.MAC // of the hashes of erased mailboxes
 	active activeImports
 }
 
@@ -66,10 +66,10 @@ func New(ctx context.Context, deps Deps) (*Store, error) {
 			return err
 		}
 		if len(v) == sha256.Size {
-			s.secret = append([]byte(nil), v...)
+			s.secret = mail.NewMAC(bytes.Clone(v))
 			return nil
 		}
-		s.secret = fresh
+		s.secret = mail.NewMAC(fresh)
 		return tx.Put(tableSecret, key, fresh)
 	})
 	if err != nil {
@@ -83,11 +83,8 @@ func (s *Store) now() time.Time { return s.Now().UTC().Truncate(time.Millisecond
 
 // goneKey names a mailbox without telling which it is.
 func (s *Store) goneKey(account, mailbox string) []byte {
-	m := hmac.New(sha256.New, s.secret)
-	m.Write([]byte(account))
-	m.Write([]byte{0})
-	m.Write([]byte(mailbox))
-	return append(accountKey(account), m.Sum(nil)[:16]...)
+	key := accountKey(account)
+	return append(key, s.secret.Sum(key, []byte(mailbox))[:16]...)
 }
 
 // Found is a contact with what joins it to its lists.

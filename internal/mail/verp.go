@@ -2,7 +2,6 @@ package mail
 
 import (
 	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
 	"errors"
@@ -32,11 +31,11 @@ var verpText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPaddin
 //
 // which makes a local part of 55 characters, of which the case does not matter. New ones are made with the newest key
 // of the file, older keys go on checking. Its methods may be called from many goroutines.
-type VERP struct{ keys *KeyFile[[]byte] }
+type VERP struct{ keys *KeyFile[*MAC] }
 
 // OpenVERP reads the key file, or makes it with one key; see KeyFile.
 func OpenVERP(path string) (*VERP, error) {
-	keys, err := OpenKeyFile(path, "return-path keys", func(secret []byte) ([]byte, error) { return secret, nil })
+	keys, err := OpenKeyFile(path, "return-path keys", func(secret []byte) (*MAC, error) { return NewMAC(secret), nil })
 	if err != nil {
 		return nil, err
 	}
@@ -57,11 +56,8 @@ func (v *VERP) Path(id EnvelopeID, at time.Time, domain string) Path {
 
 func verpDayOf(t time.Time) uint16 { return uint16(t.Unix() / int64(verpDay/time.Second)) } //nolint:gosec // until the year 2149
 
-func verpMAC(key, b []byte) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write([]byte("relayd return path 1\x00"))
-	h.Write(b)
-	return h.Sum(nil)[:verpMACSize]
+func verpMAC(key *MAC, b []byte) []byte {
+	return key.Sum([]byte("relayd return path 1\x00"), b)[:verpMACSize]
 }
 
 // IsVERP tells whether a local part looks like a return path. Only Open tells whether it is one.
