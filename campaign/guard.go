@@ -23,6 +23,7 @@ const (
 const (
 	reasonUser      = "user"
 	reasonMisfire   = "misfire"
+	reasonQuota     = "quota"
 	reasonBounce    = "guard_bounce"
 	reasonComplaint = "guard_complaint"
 	reasonDeferral  = "guard_deferral"

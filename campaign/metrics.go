@@ -28,7 +28,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.paused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "relayd", Subsystem: "campaign", Name: "paused_total", Help: "Campaigns that relayd has paused, by the reason.",
 	}, []string{"reason"})
-	for _, reason := range []string{reasonMisfire, reasonBounce, reasonComplaint, reasonDeferral} {
+	for _, reason := range []string{reasonMisfire, reasonQuota, reasonBounce, reasonComplaint, reasonDeferral} {
 		m.paused.WithLabelValues(reason)
 	}
 	for _, result := range []string{"created", "duplicate", "skipped", "rejected"} {

@@ -3,6 +3,7 @@ package campaign
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -63,8 +64,9 @@ type paging struct {
 	after uint64 // rows below have been placed
 
 	page *intake.Page
-	next time.Time // when the first of those that wait for their time is due; zero: none waits
-	full bool      // there is more to do at once
+	took intake.Reservation // of the account's quota, nil for none
+	next time.Time          // when the first of those that wait for their time is due; zero: none waits
+	full bool               // there is more to do at once
 }
 
 // page moves one page of recipients into the spool. Reading the page, its envelopes, their early suppression, the
@@ -83,15 +85,13 @@ func (s *Service) page(ctx context.Context, id mail.QueueID) (time.Duration, err
 	if room == 0 {
 		return wait, nil
 	}
-	var p *paging
-	err := s.db.Update(ctx, func(tx kv.Tx) error {
-		r, err := getRecord(tx, id)
-		p = &paging{s: s, r: r, now: now, room: room, after: after}
-		if err != nil || r.State != Running || r.Queued {
-			return err
+	p, err := s.turn(ctx, id, now, room, after)
+	for over, is := errors.AsType[*overQuota](err); is; over, is = errors.AsType[*overQuota](err) { // the page is larger than what is left of the account's day
+		if over.left == 0 {
+			return 0, s.pauseOver(ctx, id)
 		}
-		return p.run(tx)
-	})
+		p, err = s.turn(ctx, id, now, int(over.left), after)
+	}
 	if err != nil {
 		return failedWait, fmt.Errorf("fan out: %w", err)
 	}
@@ -125,6 +125,26 @@ func (s *Service) page(ctx context.Context, id mail.QueueID) (time.Duration, err
 	return wait, nil
 }
 
+// turn is the transaction of one page.
+func (s *Service) turn(ctx context.Context, id mail.QueueID, now time.Time, room int, after uint64) (*paging, error) {
+	var p *paging
+	err := s.db.Update(ctx, func(tx kv.Tx) error {
+		if p != nil {
+			p.release24() // it runs again
+		}
+		r, err := getRecord(tx, id)
+		p = &paging{s: s, r: r, now: now, room: room, after: after}
+		if err != nil || r.State != Running || r.Queued {
+			return err
+		}
+		return p.run(tx)
+	})
+	if err != nil {
+		p.release24()
+	}
+	return p, err
+}
+
 // run places rows: those whose time has come, then those that were not looked at yet.
 func (p *paging) run(tx kv.Tx) error {
 	s, r := p.s, p.r
@@ -148,6 +168,9 @@ func (p *paging) run(tx kv.Tx) error {
 	if len(p.page.Recipients) > 0 {
 		if err := s.intake.PageTx(tx, p.page); err != nil {
 			return fmt.Errorf("queue page: %w", err)
+		}
+		if err := p.reserve(tx); err != nil {
+			return err
 		}
 	}
 	if placed && !p.plan.trivial() {

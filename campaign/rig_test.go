@@ -40,6 +40,7 @@ type rig struct {
 	cfg   Config
 	clock *atomic.Int64
 
+	perDay    int   // recipients of an account
 	minMemory int64 // bytes below which the spool takes nothing
 }
 
@@ -97,7 +98,10 @@ func (r *rig) open() {
 	})
 	require.NoError(t, err)
 	r.in = in
+	quota, err := account.OpenQuota(ctx, db, account.QuotaConfig{AccountPerDay: r.perDay, AccountPerSecond: float64(min(r.perDay, 1))}, r.now)
+	require.NoError(t, err)
 	r.Service, err = New(r.cfg, Deps{
+		Quota:    days{quota},
 		Contacts: r.lists, DB: db, Spool: r.store, Intake: in, Keys: r.keys, Domains: accounts, Suppression: r.list, Events: r.log, Now: r.now,
 	})
 	require.NoError(t, err)
@@ -264,4 +268,11 @@ func request(recipients ...api.Recipient) *api.CreateCampaign {
 
 func to(email, name string) api.Recipient {
 	return api.Recipient{Email: email, Attributes: map[string]any{"Name": name}}
+}
+
+// days is what app wires.
+type days struct{ *account.Quota }
+
+func (d days) ReserveDay(account string, n int) (intake.Reservation, error) {
+	return d.Quota.ReserveDay(account, n)
 }

@@ -39,6 +39,12 @@ type Keyring interface {
 	Keys(domain string) []*dkim.Key
 }
 
+// Quota bounds the recipients of an account in 24 hours: a thin layer over account.Quota.
+type Quota interface {
+	Left(account string) (n int64, limited bool)
+	ReserveDay(account string, n int) (intake.Reservation, error)
+}
+
 // Deps are what a Service works with.
 type Deps struct {
 	DB          kv.DB
@@ -49,6 +55,7 @@ type Deps struct {
 	Suppression *suppression.List
 	Events      *event.Log
 	Contacts    *contacts.Store       // nil: campaigns go to uploaded recipients only
+	Quota       Quota                 // nil: none
 	Sites       Sites                 // nil: what delivery knows of sites is left out
 	Log         *slog.Logger          // nil: nothing is logged
 	Metrics     prometheus.Registerer // nil: not registered
@@ -68,6 +75,7 @@ type Service struct {
 	events      *event.Log
 	contacts    *contacts.Store
 	sites       Sites
+	quota       Quota
 	zones       *zones
 	log         *slog.Logger
 	now         func() time.Time
@@ -120,7 +128,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s := &Service{
 		cfg: cfg, db: deps.DB, spool: deps.Spool, intake: deps.Intake, keys: deps.Keys, domains: deps.Domains,
 		suppression: deps.Suppression, events: deps.Events, log: deps.Log, now: deps.Now, tokens: tokens,
-		contacts: deps.Contacts, sites: deps.Sites, zones: &zones{},
+		contacts: deps.Contacts, sites: deps.Sites, quota: deps.Quota, zones: &zones{},
 		metrics: newMetrics(deps.Metrics), cache: newCache[mail.QueueID](cfg.CacheBytes),
 		templates: newCache[templateKey](cfg.CacheBytes / 4),
 		wake:      make(chan struct{}, 1), jobs: map[mail.QueueID]*job{},

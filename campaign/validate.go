@@ -221,6 +221,7 @@ func (v *validation) finish() (api.CampaignCheck, error) {
 	v.add("one_click", s.cfg.PublicURL != "", "unsubscribe links need a public address: set admin.public_url in the configuration")
 	v.add("audience", v.out.Recipients.WillSend > 0, "nobody would get this campaign")
 	v.lacks()
+	v.quota24()
 	if r.Send.MaxRatePerSecond > 0 {
 		seconds := float64(v.out.Recipients.WillSend) / r.Send.MaxRatePerSecond
 		v.add("time", seconds <= float64(r.Send.TTLSeconds+r.Send.SpreadSeconds),

@@ -93,10 +93,12 @@ func load(file string) (*config.Config, string, error) {
 
 func newRun() *cobra.Command {
 	var file string
+	adopt := false
 	cmd := &cobra.Command{
-		Use:     "run",
-		Short:   "run the daemon",
-		Long:    "Runs the daemon until SIGTERM or SIGINT. SIGHUP reads the TLS certificate and [delivery] again.",
+		Use:   "run",
+		Short: "run the daemon",
+		Long: "Runs the daemon until SIGTERM or SIGINT. SIGHUP reads the TLS certificate and [delivery] again.\n" +
+			"A spool that was used on another machine is refused: --adopt takes it over, once the other relayd is off for good.",
 		Example: "  relayd run --config /etc/relayd/relayd.toml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, name, err := load(file)
@@ -106,7 +108,11 @@ func newRun() *cobra.Command {
 			out := app.NewLogWriter(os.Stderr, cfg.Log)
 			defer out.Close() //nolint:errcheck // never fails
 			defer app.TuneCollector()()
-			a, err := app.New(cmd.Context(), cfg, app.NewLogger(out, cfg.Log))
+			var options []app.Option
+			if adopt {
+				options = append(options, app.Adopt())
+			}
+			a, err := app.New(cmd.Context(), cfg, app.NewLogger(out, cfg.Log), options...)
 			if err != nil {
 				return err
 			}
@@ -129,6 +135,7 @@ func newRun() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (default: ./relayd.toml, then /etc/relayd/relayd.toml)")
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "take over a spool that was used on another machine")
 	return cmd
 }
 

@@ -173,11 +173,32 @@ func (q *Quota) Check(account, credential string) error {
 	return nil
 }
 
+// Left tells how many recipients more an account may hand in within its 24 hours; limited is false where nothing bounds it.
+func (q *Quota) Left(account string) (n int64, limited bool) {
+	if q.cfg.AccountPerDay == 0 {
+		return 0, false
+	}
+	return max(int64(q.cfg.AccountPerDay)-q.Usage(account), 0), true
+}
+
+// ReserveDay is Reserve for the day of an account alone. A campaign takes its recipients so: it has a rate of its own, and
+// must not keep other mail of the account waiting.
+func (q *Quota) ReserveDay(account string, n int) (*Reservation, error) {
+	limits := q.limits(account, "")
+	for i := range limits {
+		limits[i].perSecond = 0
+	}
+	return q.reserve(limits, n)
+}
+
 // Reserve takes n recipients from account and credential. Where one of them has not enough left, it takes nothing and
 // returns a temporary *mail.Error: 452 4.7.0 for the day, 451 4.7.0 for the rate. A message of more recipients than
 // the day has in all waits for ever: split it.
 func (q *Quota) Reserve(account, credential string, n int) (*Reservation, error) {
-	limits := q.limits(account, credential)
+	return q.reserve(q.limits(account, credential), n)
+}
+
+func (q *Quota) reserve(limits []limit, n int) (*Reservation, error) {
 	now := q.now()
 	r := &Reservation{q: q, limits: limits, n: int64(n), slot: slotOf(now)}
 	if len(limits) == 0 {

@@ -93,6 +93,8 @@ type Check struct {
 	Count   int64    `json:"count,omitempty"`
 	Pointer string   `json:"pointer,omitempty"`
 	Sample  []string `json:"sample,omitempty"`
+
+	Remaining *int64 `json:"remaining,omitempty"` // of quota_24h: recipients that the account may have more
 }
 
 // PreviewCampaign is the body of POST /v1/campaigns/{id}/preview. Contact is an address that the campaign goes to, or

@@ -46,6 +46,7 @@ const drainTime = 10 * time.Second
 // App is a whole relayd.
 type App struct {
 	cfg     *config.Config
+	adopt   bool
 	log     *slog.Logger
 	metrics *prometheus.Registry
 
@@ -70,9 +71,13 @@ type App struct {
 }
 
 // New opens the data directory and builds every part; listeners are bound when it returns. A second relayd on the same
-// data directory gets kv.ErrInUse at once. What New opened before an error is closed again.
-func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, err error) {
+// data directory gets kv.ErrInUse at once, one that was used elsewhere is refused with ErrOtherInstance. What New opened
+// before an error is closed again.
+func New(ctx context.Context, cfg *config.Config, log *slog.Logger, options ...Option) (_ *App, err error) {
 	a := &App{cfg: cfg, log: log, metrics: prometheus.NewRegistry()}
+	for _, o := range options {
+		o(a)
+	}
 	defer func() {
 		if err != nil {
 			_ = a.Close()
@@ -103,6 +108,9 @@ func (a *App) openStores(ctx context.Context) (err error) {
 		return fmt.Errorf("open spool: %w", err)
 	}
 	a.cleanup.push("store", a.db.Close)
+	if err := a.claimStore(ctx); err != nil {
+		return err
+	}
 	if a.events, err = event.Open(a.db, nil); err != nil {
 		return fmt.Errorf("open event log: %w", err)
 	}
@@ -175,7 +183,7 @@ func (a *App) buildActors(context.Context) (err error) {
 	}
 	a.campaigns, err = campaign.New(a.cfg.Campaign, campaign.Deps{
 		DB: a.db, Spool: a.spool, Intake: a.intake, Keys: a.keys, Domains: a.accounts, Suppression: a.list,
-		Events: a.events, Contacts: a.contacts, Sites: sites{a}, Log: a.log, Metrics: a.metrics,
+		Events: a.events, Contacts: a.contacts, Sites: sites{a}, Quota: quota{a.quota}, Log: a.log, Metrics: a.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("open campaigns: %w", err)

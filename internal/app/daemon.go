@@ -19,12 +19,12 @@ type Daemon struct {
 }
 
 // Start builds and runs an App from configuration text. ctx bounds the start only; the daemon runs until Close.
-func Start(ctx context.Context, text string) (*Daemon, error) {
+func Start(ctx context.Context, text string, options ...Option) (*Daemon, error) {
 	cfg, err := config.Parse("configuration", []byte(text), nil)
 	if err != nil {
 		return nil, err
 	}
-	a, err := New(ctx, cfg, NewLogger(io.Discard, cfg.Log))
+	a, err := New(ctx, cfg, NewLogger(io.Discard, cfg.Log), options...)
 	if err != nil {
 		return nil, err
 	}

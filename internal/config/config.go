@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"relayd/admin"
@@ -31,6 +32,9 @@ type Config struct {
 	// DataDir holds the spool, the DKIM keys, the keys of unsubscribe links and the admin socket. It is made with mode
 	// 0700. Default "/var/lib/relayd".
 	DataDir string `toml:"data_dir"`
+	// Instance names this relayd among copies of it. A store that belongs to another instance is refused, until relayd run
+	// --adopt. Default: the ID of the machine, /etc/machine-id.
+	Instance string `toml:"instance"`
 	// Log says what the operator log holds.
 	Log Log `toml:"log"`
 	// SMTP is the front door.
@@ -241,6 +245,9 @@ func (c *Config) check() []Problem {
 	}
 	if c.DataDir == "" {
 		add("data_dir", "must be given")
+	}
+	if len(c.Instance) > 200 || strings.ContainsFunc(c.Instance, unicode.IsControl) {
+		add("instance", "must be a name of at most 200 bytes")
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Log.Level)); err != nil {
