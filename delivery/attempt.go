@@ -242,7 +242,7 @@ func (a *Attempt) fitting(rep *Report, envs []*spool.Envelope) []*spool.Envelope
 func (a *Attempt) transaction(envs []*spool.Envelope) *Transaction {
 	m := a.bundle.message
 	t := &Transaction{
-		From: m.ReversePath, Size: m.Size, EightBit: m.EightBit, EnvelopeID: m.EnvelopeID, RetHeaders: m.RetHeaders,
+		From: m.ReversePath, Size: m.Size, EightBit: m.EightBit, EnvelopeID: m.EnvelopeID, RetHeaders: m.RetHeaders, RetFull: m.RetFull,
 		Recipients: make([]Recipient, len(envs)), UTF8: m.UTF8, RequireTLS: m.RequireTLS,
 	}
 	for i, e := range envs {

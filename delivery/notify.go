@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"io"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -24,6 +25,7 @@ type notifier struct {
 	metrics  *metrics
 	now      func() time.Time
 	expires  func(m *spool.Message) time.Time
+	body     func(ctx context.Context, id mail.QueueID, w io.Writer) (int64, error)
 	delay    atomic.Int64 // a sender is told after it that a message waits; 0: never
 }
 
@@ -73,9 +75,10 @@ func (n *notifier) prepare(ctx context.Context, done []settlement) notices {
 		case noticeNone:
 		}
 	}
+	room := int64(maxReturnedAtOnce)
 	for _, a := range order {
 		of := grouped[a.message.ID][a.kind]
-		p, err := n.compose(ctx, a, of)
+		p, err := n.compose(ctx, a, of, &room)
 		if err != nil {
 			out.err = cmp.Or(out.err, err)
 			n.metrics.notices.WithLabelValues("failed").Inc()
@@ -199,12 +202,42 @@ func isAutomatic(header []byte) bool {
 	return h.Count("List-Id")+h.Count("List-Unsubscribe") > 0
 }
 
-func (n *notifier) compose(ctx context.Context, a about, of []*settlement) (*intake.Prepared, error) {
+// Bounds of the messages that go back in full, in octets: of one, and of all in the notices of one settlement.
+const (
+	maxReturned       = 256 << 10
+	maxReturnedAtOnce = 4 << 20
+)
+
+// returned puts the message into a notice of failure where RET=FULL asks for it (RFC 3461 section 4.3), or why it is not
+// there. Without RET its header goes back, as with RET=HDRS.
+func (n *notifier) returned(ctx context.Context, notice *dsn.Notice, m *spool.Message, room *int64) {
+	switch {
+	case notice.Kind != dsn.Failed || !m.RetFull:
+	case m.Size > maxReturned || m.Size > *room:
+		notice.Omitted = dsn.TooLarge
+	case m.EightBit && !m.UTF8: // message/rfc822 would need a way of 8 bits back (RFC 2046 section 5.2.1)
+		notice.Omitted = dsn.EightBit
+	default:
+		b := bytes.NewBuffer(make([]byte, 0, m.Size))
+		b.Write(m.Header)
+		b.Write(crlf)
+		if _, err := n.body(ctx, m.ID, b); err != nil {
+			n.log.Warn("notice.cut", "queue_id", m.ID.String(), "err", err)
+			notice.Omitted = dsn.Unreadable
+			return
+		}
+		*room -= m.Size
+		notice.Message = b.Bytes()
+	}
+}
+
+func (n *notifier) compose(ctx context.Context, a about, of []*settlement, room *int64) (*intake.Prepared, error) {
 	m := a.message
 	notice := dsn.Notice{
 		Kind: a.kind, Hostname: n.hostname, To: m.ReversePath, EnvelopeID: m.EnvelopeID, QueueID: m.ID.String(), AcceptedAt: m.AcceptedAt,
-		At: n.now(), Subject: m.Subject, Header: m.Header,
+		At: n.now(), Subject: m.Subject, Header: m.Header, UTF8: m.UTF8,
 	}
+	n.returned(ctx, &notice, m, room)
 	for _, d := range of {
 		notice.Recipients = append(notice.Recipients, dsn.Recipient{
 			To: d.envelope.To, ORCPT: d.envelope.ORCPT, Reply: d.result.Reply, Host: d.result.Host,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,6 +93,53 @@ func TestBounceTellsTheSender(t *testing.T) {
 	require.NotContains(t, text, "there@dest.example")
 	require.Empty(t, mx.Faults())
 	require.InDelta(t, r.logs.count("notice.queued"), r.metric("notices_total", "sent"), 0)
+}
+
+// TestReturnOfContent asks for the message back: RET of RFC 3461 section 4.3.
+func TestReturnOfContent(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		mark    func(*spool.Message)
+		size    int
+		part    string
+		passed  string
+		remarks string
+	}{
+		"full":     {func(m *spool.Message) { m.RetFull = true }, 20_000, "message/rfc822", "RET=FULL", ""},
+		"headers":  {func(m *spool.Message) { m.RetHeaders = true }, 20_000, "text/rfc822-headers", "RET=HDRS", ""},
+		"default":  {nil, 20_000, "text/rfc822-headers", "", ""},
+		"too_long": {func(m *spool.Message) { m.RetFull = true }, maxReturned + 1, "text/rfc822-headers", "RET=FULL", "too large to be returned"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var passed atomic.Pointer[string]
+			mx := (&testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+				if s.Verb == "MAIL" && !strings.Contains(s.Arg, "<>") {
+					passed.Store(&s.Arg)
+				}
+				if s.Verb == "DOT" && s.From != "" {
+					return testutil.Act{Reply: "554 5.6.0 no"}
+				}
+				return testutil.Act{}
+			}}).Start(t)
+			r := newRig(t, mx.PortNumber(), zone()).start()
+			id := r.submit(submission{to: []string{"gone@dest.example"}, size: tt.size, mark: tt.mark})
+			r.outcome(id, 0)
+			var notice string
+			for _, m := range mx.Wait(t, 1) {
+				if m.From == "" {
+					notice = string(m.Data)
+				}
+			}
+			require.Contains(t, notice, "\r\nContent-Type: "+tt.part+"\r\n")
+			require.Contains(t, notice, "Subject: test "+id.String())
+			require.Equal(t, tt.part == "message/rfc822", len(notice) > tt.size, "%d octets", len(notice))
+			require.Equal(t, tt.passed != "", strings.Contains(*passed.Load(), "RET="))
+			require.Contains(t, *passed.Load(), tt.passed)
+			require.Contains(t, notice, tt.remarks)
+			require.Less(t, len(notice), maxReturned)
+		})
+	}
 }
 
 func TestBouncedNoticeIsDropped(t *testing.T) {

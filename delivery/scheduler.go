@@ -173,7 +173,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	s.giveUp = giveUp
 	s.settler = &settler{
 		ctx: settling, store: deps.Spool, log: log, metrics: m, now: now, settled: s.settled,
-		notifier: &notifier{door: deps.Door, hostname: deps.Hostname, log: log, metrics: m, now: now, expires: s.retrier.expires},
+		notifier: &notifier{door: deps.Door, hostname: deps.Hostname, log: log, metrics: m, now: now, expires: s.retrier.expires, body: deps.Spool.WriteBody},
 	}
 	s.settler.notifier.delay.Store(int64(cfg.DelayNotice))
 	s.settler.start()

@@ -25,6 +25,7 @@ type Transaction struct {
 	RequireTLS bool
 	EnvelopeID string // ENVID
 	RetHeaders bool   // RET=HDRS
+	RetFull    bool   // RET=FULL
 	// Body writes the whole message, header first. It may be called again on another session.
 	Body func(ctx context.Context, w io.Writer) error
 }
@@ -371,8 +372,11 @@ func (s *Session) mailFrom(t *Transaction) {
 		_, _ = w.WriteString(" REQUIRETLS")
 	}
 	if s.ext.dsn {
-		if t.RetHeaders {
+		switch {
+		case t.RetHeaders:
 			_, _ = w.WriteString(" RET=HDRS")
+		case t.RetFull:
+			_, _ = w.WriteString(" RET=FULL")
 		}
 		s.parameter("ENVID", t.EnvelopeID)
 	}

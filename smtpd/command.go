@@ -92,6 +92,7 @@ type mailArgs struct {
 	size       int64     // 0 for none
 	envID      string    // as given, xtext
 	retHeaders bool
+	retFull    bool
 	utf8       bool          // SMTPUTF8
 	binary     bool          // BODY=BINARYMIME
 	requireTLS bool          // REQUIRETLS
@@ -159,6 +160,7 @@ func (m *mailArgs) param(key, value string) *mail.Error {
 	case "RET": // RFC 3461 section 4.3
 		switch strings.ToUpper(value) {
 		case "FULL":
+			m.retFull = true
 		case "HDRS":
 			m.retHeaders = true
 		default:

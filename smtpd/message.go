@@ -73,6 +73,7 @@ func (s *session) submission(tx *transaction, body io.Reader) *intake.Submission
 		Recipients:  tx.rcpts,
 		EnvelopeID:  tx.mail.envID,
 		RetHeaders:  tx.mail.retHeaders,
+		RetFull:     tx.mail.retFull,
 		UTF8:        tx.mail.utf8,
 		RequireTLS:  tx.mail.requireTLS,
 		Binary:      tx.mail.binary,

@@ -18,6 +18,9 @@ const recordVersion = 1
 // send in clear what must not be. Messages without such a flag are written as version 1.
 const messageVersion2 = 2
 
+// messageVersion3 is one with RET=FULL.
+const messageVersion3 = 3
+
 // Every record is a version byte and its fields in order: integers as varints, strings behind their length, times as
 // eight bytes of nanoseconds since 1970. Encoders append; a decoder reads fields until the first error, which it keeps.
 
@@ -203,6 +206,7 @@ const (
 	flagTags // tags stand before the header
 	flagUTF8 // from here on: version 2
 	flagRequireTLS
+	flagRetFull // from here on: version 3
 )
 
 func appendMessage(b []byte, m *Message) []byte {
@@ -225,8 +229,14 @@ func appendMessage(b []byte, m *Message) []byte {
 	if m.RequireTLS {
 		flags |= flagRequireTLS
 	}
+	if m.RetFull {
+		flags |= flagRetFull
+	}
 	version := byte(recordVersion)
-	if flags >= flagUTF8 {
+	switch {
+	case flags >= flagRetFull:
+		version = messageVersion3
+	case flags >= flagUTF8:
 		version = messageVersion2
 	}
 	b = append(b, version, flags, byte(m.Class))
@@ -254,11 +264,11 @@ func appendMessage(b []byte, m *Message) []byte {
 }
 
 func decodeMessage(id mail.QueueID, record []byte) (*Message, error) {
-	d := decodeUpTo("message", record, messageVersion2)
+	d := decodeUpTo("message", record, messageVersion3)
 	flags := d.byte()
 	m := &Message{
 		ID: id, EightBit: flags&flagEightBit != 0, RetHeaders: flags&flagRetHeaders != 0, Keep: flags&flagKeep != 0,
-		UTF8: flags&flagUTF8 != 0, RequireTLS: flags&flagRequireTLS != 0,
+		UTF8: flags&flagUTF8 != 0, RequireTLS: flags&flagRequireTLS != 0, RetFull: flags&flagRetFull != 0,
 		Class: Class(d.byte()),
 	}
 	m.Account = d.string()

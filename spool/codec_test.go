@@ -49,7 +49,10 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	old.UTF8, old.RequireTLS = false, false
 	require.EqualValues(t, recordVersion, appendMessage(nil, old)[0])
 	require.EqualValues(t, messageVersion2, appendMessage(nil, fullMessage())[0])
-	for _, m := range []*Message{fullMessage(), old, {ID: mail.NewQueueID(time.Now())}} {
+	full := fullMessage()
+	full.RetHeaders, full.RetFull = false, true
+	require.EqualValues(t, messageVersion3, appendMessage(nil, full)[0])
+	for _, m := range []*Message{fullMessage(), full, old, {ID: mail.NewQueueID(time.Now())}} {
 		got, err := decodeMessage(m.ID, appendMessage(nil, m))
 		require.NoError(t, err)
 		require.Equal(t, m, got)
@@ -126,7 +129,7 @@ func TestBrokenRecordsAreNamedErrors(t *testing.T) {
 		}
 		require.ErrorIs(t, decode(append(slices.Clip(record), 0)), ErrCorrupt, "%s with a byte more", kind)
 		newer := append([]byte(nil), record...)
-		newer[0] = messageVersion2 + 1
+		newer[0] = messageVersion3 + 1
 		require.ErrorIs(t, decode(newer), ErrVersion, kind)
 	}
 }

@@ -34,6 +34,7 @@ type Message struct {
 	Subject     string      // decoded and cleaned, at most 200 bytes, for listings
 	EnvelopeID  string      // ENVID of RFC 3461, "" for none
 	RetHeaders  bool        // RET=HDRS of RFC 3461
+	RetFull     bool        // RET=FULL
 	AcceptedAt  time.Time   //
 	ExpiresAt   time.Time   // no attempt after this
 	Retry       RetryPolicy // zero: the queue's default

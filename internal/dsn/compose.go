@@ -3,6 +3,7 @@ package dsn
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -37,7 +38,30 @@ type Notice struct {
 	At         time.Time // of the notice
 	Subject    string    // of the message, decoded, for the text part; "" for none
 	Header     []byte    // of the message: CRLF, complete or cut at the end of a field
+	Message    []byte    // the whole message, CRLF, to go back instead of Header alone; nil for none. 7-bit unless UTF8
+	UTF8       bool      // the message needs SMTPUTF8: it goes back as RFC 6533 says
+	Omitted    Omission  // why Message is missing although it was asked for
 	Recipients []Recipient
+}
+
+// Omission is why a message does not go back in full.
+type Omission uint8
+
+// The reasons of an omission.
+const (
+	NotAsked Omission = iota
+	TooLarge
+	EightBit   // has 8-bit octets, and the way back may not take them
+	Unreadable // by a fault of ours
+)
+
+// text is for a person.
+func (o Omission) text() string {
+	return [...]string{
+		TooLarge:   "Your message is too large to be returned in full: its header is attached.\r\n원본 메일이 커서 헤더만 첨부합니다.\r\n",
+		EightBit:   "Your message cannot be returned in full: its header is attached.\r\n원본 메일 전체를 돌려드릴 수 없어 헤더만 첨부합니다.\r\n",
+		Unreadable: "Your message could not be read to be returned: its header is attached.\r\n원본 메일을 읽지 못하여 헤더만 첨부합니다.\r\n",
+	}[o]
 }
 
 // Recipient is one address that the notice is about.
@@ -83,8 +107,21 @@ func Compose(n Notice) ([]byte, error) {
 	part("message/delivery-status", "Delivery report")
 	b = append(b, "\r\n"...)
 	b = append(b, n.status()...)
-	part("text/rfc822-headers", map[Kind]string{Failed: "Undelivered message headers", Delayed: "Delayed message headers", Relayed: "Message headers"}[n.Kind])
-	b = append(b, quotedHeader(n.Header)...)
+	headers := map[Kind]string{Failed: "Undelivered message headers", Delayed: "Delayed message headers", Relayed: "Message headers"}[n.Kind]
+	switch {
+	case n.Message != nil && n.UTF8: // may be encoded (RFC 6532 section 3.7)
+		part("message/global", "Undelivered message")
+		b = append(append(b, "Content-Transfer-Encoding: base64\r\n\r\n"...), base64Lines(n.Message)...)
+	case n.Message != nil:
+		part("message/rfc822", "Undelivered message")
+		b = append(append(b, "\r\n"...), n.Message...)
+	case n.UTF8:
+		part("message/global-headers", headers)
+		b = append(b, quotedHeader(n.Header)...)
+	default:
+		part("text/rfc822-headers", headers)
+		b = append(b, quotedHeader(n.Header)...)
+	}
 	return append(b, "\r\n--"+boundary+"--\r\n"...), nil
 }
 
@@ -161,6 +198,7 @@ func (n *Notice) text() string {
 	default:
 		b.WriteString("Your message could not be delivered to the recipients below.\r\n아래 수신자에게 메일을 전달하지 못했습니다.\r\n")
 	}
+	b.WriteString(n.Omitted.text())
 	if n.Subject != "" {
 		fmt.Fprintf(&b, "\r\nSubject: %s\r\n", mail.CleanText(n.Subject, 200))
 	}
@@ -191,9 +229,9 @@ func (n *Notice) status() []byte {
 	for _, r := range n.Recipients {
 		b.WriteString("\r\n")
 		if kind, addr, ok := strings.Cut(r.ORCPT, ";"); ok {
-			field("Original-Recipient", kind+"; "+decodeXtext(addr))
+			field("Original-Recipient", original(kind, addr))
 		}
-		field("Final-Recipient", "rfc822; "+r.To.String())
+		field("Final-Recipient", final(r.To))
 		field("Action", n.Kind.action())
 		field("Status", r.status(n.Kind).String())
 		if r.Host != "" {
@@ -211,6 +249,38 @@ func (n *Notice) status() []byte {
 		}
 	}
 	return b.Bytes()
+}
+
+// original is the ORCPT that the client gave; an address with UTF-8 is written in ASCII (RFC 6533 section 3).
+func original(kind, addr string) string {
+	if !strings.EqualFold(kind, "utf-8") {
+		return kind + "; " + decodeXtext(addr)
+	}
+	if strings.ContainsFunc(addr, func(r rune) bool { return r > '~' }) {
+		addr = unicodeXtext(addr)
+	}
+	return "utf-8; " + addr // encoded by the client otherwise
+}
+
+// final is the address that was tried.
+func final(p mail.Path) string {
+	if p.NeedsUTF8() {
+		return "utf-8; " + unicodeXtext(p.String())
+	}
+	return "rfc822; " + p.String()
+}
+
+// unicodeXtext writes an address with UTF-8 for a report of 7 bits: utf-8-addr-xtext of RFC 6533 section 3.
+func unicodeXtext(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r > ' ' && r <= '~' && r != '\\' && r != '+' && r != '=' {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\x{%02X}`, r)
+		}
+	}
+	return b.String()
 }
 
 // status is the code of the Status field: of a failure permanent always, since nothing more will be tried.
@@ -292,6 +362,17 @@ func quotedHeader(h []byte) []byte {
 		}
 	}
 	return append([]byte("\r\n"), h...)
+}
+
+// base64Lines encodes in lines of 76.
+func base64Lines(b []byte) []byte {
+	text := base64.StdEncoding.EncodeToString(b)
+	out := make([]byte, 0, len(text)+len(text)/76*2+2)
+	for len(text) > 76 {
+		out = append(append(out, text[:76]...), "\r\n"...)
+		text = text[76:]
+	}
+	return append(out, text...)
 }
 
 func quoted(text []byte) []byte {

@@ -2,6 +2,7 @@ package dsn
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"flag"
 	"io"
@@ -101,6 +102,59 @@ func TestNoticeIsAReport(t *testing.T) {
 	for line := range bytes.SplitSeq(raw, []byte("\r\n")) {
 		require.LessOrEqual(t, len(line), 100)
 	}
+}
+
+func TestMessageGoesBackInFull(t *testing.T) {
+	t.Parallel()
+	n := notice()
+	n.Message = append(bytes.Clone(n.Header), "\r\nHello\r\n.\r\n--=_x\r\nlast line\r\n"...)
+	raw, err := Compose(n)
+	require.NoError(t, err)
+	_, kinds, bodies := parts(t, raw)
+	require.Equal(t, []string{"text/plain", "message/delivery-status", "message/rfc822"}, kinds)
+	require.Equal(t, string(n.Message), bodies[2])
+	clean(t, raw)
+
+	for why, want := range map[Omission]string{TooLarge: "too large to be returned", EightBit: "cannot be returned", Unreadable: "could not be read"} {
+		n = notice()
+		n.Omitted = why
+		raw, err = Compose(n)
+		require.NoError(t, err)
+		_, kinds, bodies = parts(t, raw)
+		require.Equal(t, "text/rfc822-headers", kinds[2])
+		require.Contains(t, bodies[0], want)
+		clean(t, raw)
+	}
+}
+
+// TestInternationalNotice holds what RFC 6533 asks for, in 7 bits.
+func TestInternationalNotice(t *testing.T) {
+	t.Parallel()
+	n := notice()
+	n.UTF8 = true
+	n.Header = []byte("Subject: 안녕\r\n")
+	n.Recipients = []Recipient{
+		{To: mail.Path{Local: "길동+a", Domain: "dest.example"}, ORCPT: `utf-8;\x{AE38}@dest.example`, Reply: mail.Reply{Code: 550}},
+		{To: mail.MustParsePath("b@dest.example"), ORCPT: "utf-8;길@dest.example", Reply: mail.Reply{Code: 550}},
+	}
+	raw, err := Compose(n)
+	require.NoError(t, err)
+	_, kinds, bodies := parts(t, raw)
+	require.Equal(t, "message/global-headers", kinds[2])
+	require.Equal(t, string(n.Header), bodies[2])
+	require.Contains(t, bodies[1], "Final-Recipient: utf-8; \\x{AE38}\\x{B3D9}\\x{2B}a@dest.example\r\n")
+	require.Equal(t, 2, strings.Count(bodies[1], "Original-Recipient: utf-8; \\x{AE38}@dest.example\r\n"))
+	clean(t, raw)
+
+	n.Message = append(bytes.Clone(n.Header), "\r\n본문 여러 줄\r\n"+strings.Repeat("긴 줄 ", 100)+"\r\n"...)
+	raw, err = Compose(n)
+	require.NoError(t, err)
+	_, kinds, bodies = parts(t, raw)
+	require.Equal(t, "message/global", kinds[2])
+	back, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(bodies[2], "\r\n", ""))
+	require.NoError(t, err)
+	require.Equal(t, string(n.Message), string(back))
+	clean(t, raw)
 }
 
 func TestNoticeNeedsSomebody(t *testing.T) {

@@ -147,7 +147,7 @@ func TestAcceptStoresSignsAndTraces(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	s := submission(plain)
-	s.EnvelopeID, s.RetHeaders = "q1", true
+	s.EnvelopeID, s.RetHeaders, s.RetFull = "q1", true, true // of which a client names one
 	s.Recipients[0].Notify, s.Recipients[0].ORCPT = "FAILURE", "rfc822;b@example.net"
 	id, err := f.Accept(t.Context(), s)
 	require.NoError(t, err)
@@ -158,6 +158,7 @@ func TestAcceptStoresSignsAndTraces(t *testing.T) {
 	require.Equal(t, "transactional", m.Stream)
 	require.Equal(t, "q1", m.EnvelopeID)
 	require.True(t, m.RetHeaders)
+	require.True(t, m.RetFull)
 	require.False(t, m.EightBit)
 	_, after, _ := strings.Cut(text, "Received:")
 	require.Equal(t, " from client.example ([192.0.2.1])\r\n\tby relay.example.com (relayd) with ESMTPSA\r\n"+

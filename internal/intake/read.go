@@ -266,6 +266,7 @@ func (t *taking) message() *spool.Message {
 		Subject:     h.subject,
 		EnvelopeID:  t.sub.EnvelopeID,
 		RetHeaders:  t.sub.RetHeaders,
+		RetFull:     t.sub.RetFull,
 		AcceptedAt:  t.now,
 		ExpiresAt:   expires,
 		Credential:  t.sub.Credential,

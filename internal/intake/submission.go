@@ -19,6 +19,7 @@ type Submission struct {
 	Recipients  []Recipient
 	EnvelopeID  string    // ENVID
 	RetHeaders  bool      // RET=HDRS
+	RetFull     bool      // RET=FULL
 	UTF8        bool      // SMTPUTF8: addresses and header fields may hold UTF-8 (RFC 6531)
 	RequireTLS  bool      // REQUIRETLS (RFC 8689)
 	Binary      bool      // BODY=BINARYMIME (RFC 3030): parts that say so may hold any octets.
