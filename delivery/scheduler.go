@@ -101,7 +101,7 @@ type Scheduler struct {
 	sources   map[string]*limiter
 	alarms    alarmHeap
 	batches   map[*batch]struct{}
-	starved   []*site
+	starved   [standings][]*site
 	crowded   []*site              // have bulk ready while all that bulk may have is in use
 	streams   map[flowKey]int      // lane of the last lease
 	domains   map[string]int       // failed look-ups in a row

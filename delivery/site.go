@@ -33,6 +33,26 @@ type site struct {
 	used    time.Time
 }
 
+// standing is what is known of a site's hosts: it decides how many connections in all may be spent on its like.
+type standing uint8
+
+const (
+	proven  standing = iota // a session was opened since the last failure
+	unknown                 // none yet
+	failed                  // the last one failed
+	standings
+)
+
+func (st *site) standing() standing {
+	switch {
+	case st.proven:
+		return proven
+	case st.own.gov.failures > 0:
+		return failed
+	}
+	return unknown
+}
+
 // terms are what one session at a site may do, and to whom it counts.
 type terms struct {
 	messages   int    // over one connection

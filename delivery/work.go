@@ -140,37 +140,41 @@ func (s *Scheduler) room(st *site) bool {
 	return fits
 }
 
-// fits tells whether the number of workers allows one more at the site: dead sites must not take all there is, and those
-// that failed last time little of it. The caller holds mu.
-func (s *Scheduler) fits(st *site) bool {
+// fits tells whether the number of workers allows one more at the site. The caller holds mu.
+func (s *Scheduler) fits(st *site) bool { return s.open(st.standing()) }
+
+// open tells whether the number of workers allows one more at a site of that standing: dead sites must not take all there
+// is, and those that failed last time little of it. The caller holds mu.
+func (s *Scheduler) open(k standing) bool {
 	switch {
 	case s.workers >= s.cfg.MaxConnections:
 		return false
-	case st.proven:
-		return true
-	case st.own.gov.failures > 0:
+	case k == unknown:
+		return s.unproven < max(1, s.cfg.MaxConnections/2)
+	case k == failed:
 		return s.suspects < max(1, s.cfg.MaxConnections/8)
 	}
-	return s.unproven < max(1, s.cfg.MaxConnections/2)
+	return true
 }
 
 // starve notes that the site waits for a connection in all. The caller holds mu.
 func (s *Scheduler) starve(st *site) {
 	if !st.starved {
 		st.starved = true
-		s.starved = append(s.starved, st)
+		k := st.standing()
+		s.starved[k] = append(s.starved[k], st)
 	}
 }
 
 // relieve lets sites that wait for a connection, or for one for bulk, try again, as long as there are any. The caller holds mu.
 func (s *Scheduler) relieve() {
-	for n := len(s.starved); n > 0 && s.workers < s.cfg.MaxConnections; n-- {
-		st := s.starved[0]
-		s.starved[0] = nil
-		s.starved = s.starved[1:]
-		st.starved = false
-		if s.kick(st); st.starved && s.unproven >= s.cfg.MaxConnections/2 && s.suspects >= s.cfg.MaxConnections/8 {
-			break // all that are new, or were dead, wait in vain
+	for k := range s.starved { // nobody is asked in vain: there may be thousands
+		for n := len(s.starved[k]); n > 0 && s.open(standing(k)); n-- {
+			st := s.starved[k][0]
+			s.starved[k][0] = nil
+			s.starved[k] = s.starved[k][1:]
+			st.starved = false
+			s.kick(st)
 		}
 	}
 	for n := len(s.crowded); n > 0 && s.workers < s.cfg.MaxConnections && s.bulk < bulkWindow(s.cfg.MaxConnections); n-- {
@@ -330,7 +334,7 @@ const slowConnect = 2 * time.Second
 func (s *Scheduler) hurry(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.starved) == 0 || s.unproven < max(1, s.cfg.MaxConnections/2) {
+	if len(s.starved[proven])+len(s.starved[unknown])+len(s.starved[failed]) == 0 || s.unproven < max(1, s.cfg.MaxConnections/2) {
 		return false
 	}
 	for w := range s.fresh {
