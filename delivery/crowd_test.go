@@ -198,3 +198,33 @@ func TestTheEndDoesNotWaitForHostsThatNeverAnswer(t *testing.T) {
 		require.Zero(t, leased)
 	})
 }
+
+// TestNobodyWhoWaitsIsAskedInVain has thousands of sites wait for one of the connections that unknown hosts may have: while
+// all of those are taken the end of a worker asks none of them, but those that stand better or worse.
+func TestNobodyWhoWaitsIsAskedInVain(t *testing.T) {
+	t.Parallel()
+	s := newRig(t, 1, nil).start().sched
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.workers, s.unproven = s.cfg.MaxConnections/2, s.cfg.MaxConnections/2
+	defer func() { s.workers, s.unproven = 0, 0 }()
+	wait := func(n int, stand func(*site)) {
+		for i := range n {
+			st := s.newSite(&route{key: fmt.Sprint("site ", i), name: "mx.example"})
+			stand(st)
+			s.starve(st)
+		}
+	}
+	wait(5000, func(*site) {})
+	wait(3, func(st *site) { st.proven = true })
+	wait(3, func(st *site) { st.own.gov.failures = 1 })
+	first := s.starved[unknown][0]
+	s.relieve()
+	require.Len(t, s.starved[unknown], 5000)
+	require.Same(t, first, s.starved[unknown][0], "their order is what it was: none was asked")
+	require.Empty(t, s.starved[proven])
+	require.Empty(t, s.starved[failed])
+	s.unproven--
+	s.relieve()
+	require.Empty(t, s.starved[unknown], "there is room again, and these have nothing to send")
+}
