@@ -210,12 +210,16 @@ type rcptArgs struct {
 	orcpt  string // as given
 }
 
-// parseRcpt reads "TO:<path> parameters".
-func parseRcpt(arg string) (rcptArgs, *mail.Error) {
+// parseRcpt reads "TO:<path> parameters". Where host is not empty, the path <Postmaster> is that of the host (RFC 5321
+// section 4.5.1).
+func parseRcpt(arg, host string) (rcptArgs, *mail.Error) {
 	var r rcptArgs
 	path, params, err := cutPath(arg, "TO:")
 	if err != nil {
 		return r, err
+	}
+	if host != "" && strings.EqualFold(path, "postmaster") {
+		path += "@" + host
 	}
 	p, perr := mail.ParsePath(path)
 	if perr != nil {

@@ -15,7 +15,7 @@ import (
 func FuzzCommand(f *testing.F) {
 	for _, s := range []string{
 		"MAIL FROM:<a@example.com> SIZE=1 RET=FULL ENVID=x+2B", `RCPT TO:<"a> b\""@example.com> NOTIFY=NEVER ORCPT=rfc822;x`,
-		"EHLO [IPv6:::1]", "MAIL FROM:<>", "MAIL FROM: <@a:b@c>", "AUTH PLAIN AGE=", "MAIL FROM:<홍@example.com> SMTPUTF8 REQUIRETLS HOLDFOR=60", "RCPT TO:<홍@한국.example>",
+		"EHLO [IPv6:::1]", "MAIL FROM:<>", "MAIL FROM: <@a:b@c>", "RCPT TO:<Postmaster>", "AUTH PLAIN AGE=", "MAIL FROM:<홍@example.com> SMTPUTF8 REQUIRETLS HOLDFOR=60", "RCPT TO:<홍@한국.example>",
 		"RCPT TO:<a@" + strings.Repeat("b.", 126) + "c>",
 	} {
 		f.Add([]byte(s))
@@ -37,7 +37,7 @@ func FuzzCommand(f *testing.F) {
 		} else {
 			checkRefusal(t, err)
 		}
-		if r, err := parseRcpt(c.arg); err == nil {
+		if r, err := parseRcpt(c.arg, "relay.example.com"); err == nil {
 			checkPath(t, r.to)
 			require.False(t, r.to.IsNull())
 			require.LessOrEqual(t, len(r.orcpt), maxORCPT)

@@ -165,6 +165,7 @@ func TestB2InboundRecipients(t *testing.T) {
 		"fbl":                       {"fbl@bounces.example", Complaint},
 		"unsubscribe":               {"Unsubscribe@bounces.example", Unsubscribe},
 		"postmaster of the host":    {"postmaster@relay.example.com", Operator},
+		"postmaster of nobody":      {"PostMaster", Operator}, // RFC 5321 section 4.5.1
 		"postmaster of the bounces": {"Postmaster@bounces.example", Operator},
 		"abuse of a domain of ours": {"abuse@example.com", Operator},
 		"changed MAC":               {flip(local) + "@bounces.example", ""},

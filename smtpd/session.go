@@ -321,7 +321,11 @@ func (s *session) rcpt(arg string) {
 		s.refuse(errMailFirst)
 		return
 	}
-	r, err := parseRcpt(arg)
+	host := ""
+	if s.lis.kind == Inbound {
+		host = s.srv.deps.Hostname
+	}
+	r, err := parseRcpt(arg, host)
 	if err == nil && !s.tx.mail.utf8 && !isASCII(arg) {
 		err = refuse(553, 6, 7, "Addresses outside ASCII need SMTPUTF8")
 	}
