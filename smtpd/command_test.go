@@ -51,7 +51,7 @@ func TestReturnOfContentIsRead(t *testing.T) {
 	t.Parallel()
 	for arg, want := range map[string][2]bool{"": {}, " RET=FULL": {true, false}, " ret=full": {true, false}, " RET=HDRS": {false, true}} {
 		m, err := parseMail("FROM:<a@example.com>" + arg)
-		require.NoError(t, err)
+		require.Nil(t, err)
 		require.Equal(t, want, [2]bool{m.retFull, m.retHeaders}, arg)
 	}
 }
