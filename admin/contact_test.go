@@ -313,3 +313,44 @@ func TestContactsOfOthersDoNotExist(t *testing.T) {
 	require.Equal(t, 403, h.raw("DELETE", "/v1/contacts/"+c.ID, reader, "").status)
 	require.Equal(t, 403, h.raw("POST", "/v1/imports?list=customers", reader, upload, "Content-Type", "text/csv").status)
 }
+
+func TestActivityOfAContact(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	token := h.key("acme", "contacts:read", "contacts:write")
+	send[api.ContactList](h, "POST", "/v1/lists", token, customers, 201)
+	send[api.Contact](h, "PUT", "/v1/contacts/email:ann@example.com", token, `{"list":"customers","attributes":{"Gender":"F"}}`, 201)
+	require.Empty(t, send[api.Page[api.QueueItem]](h, "GET", "/v1/contacts/email:ann@example.com/activity", token, "", 200).Data)
+
+	// Mail to whom is suppressed is settled at once.
+	_, err := h.root.AddSuppression(t.Context(), api.Suppression{Account: "acme", Email: "ann@example.com", Scope: "global", Reason: "manual"})
+	require.NoError(t, err)
+	_, err = h.root.CreateDomain(t.Context(), api.CreateDomain{Account: "acme", Name: "acme.example"})
+	require.NoError(t, err)
+	sender := h.key("acme", "messages:send")
+	var sent []string
+	for _, to := range []string{"ann@example.com", "bob@example.com", "Ann@Example.com"} {
+		m := send[api.MessageQueued](h, "POST", "/v1/messages", sender, `{"from":"x@acme.example","to":["`+to+`"],"subject":"S","text":"t"}`, 202)
+		if !strings.HasPrefix(to, "bob") {
+			sent = append(sent, m.ID)
+		}
+	}
+	var found []string
+	for cursor := ""; ; {
+		page := send[api.Page[api.QueueItem]](h, "GET", "/v1/contacts/email:ann@example.com/activity?limit=1&cursor="+cursor, token, "", 200)
+		for _, item := range page.Data {
+			require.Equal(t, "suppressed", item.State)
+			require.Equal(t, "S", item.Subject)
+			found = append([]string{item.ID}, found...)
+		}
+		if cursor = page.NextCursor; cursor == "" {
+			break
+		}
+	}
+	require.Len(t, found, 2)
+	for i, id := range found {
+		require.True(t, strings.HasPrefix(id, strings.TrimPrefix(sent[i], "msg_")), "%s of %s", id, sent[i])
+	}
+	require.Equal(t, 404, h.raw("GET", "/v1/contacts/email:bob@example.com/activity", token, "").status, "no contact, however much was sent")
+	require.Equal(t, 404, h.raw("GET", "/v1/contacts/email:ann@example.com/activity", h.key("other", "contacts:read"), "").status)
+}

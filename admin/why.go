@@ -238,10 +238,7 @@ func (s *Server) listHistory(r *request) (api.Page[api.QueueItem], error) {
 		if one != "" && o.ID.String() != one {
 			continue
 		}
-		info := spool.Info{Outcome: o, From: o.From, Subject: o.Subject, AcceptedAt: o.AcceptedAt}
-		item := itemOf(&info)
-		item.Class, item.MessageID = "", o.MessageID
-		items = append(items, item)
+		items = append(items, outcomeItem(o))
 	}
 	return pageOf(s, l, items, next), nil
 }

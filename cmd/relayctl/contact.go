@@ -204,7 +204,7 @@ func (a *app) contactCommand() *cobra.Command {
 		Example: "  relayctl contact set ann@example.com --list customers --status subscribed --attr Name=Ann",
 	})
 	accountFlag(c, &account)
-	c.AddCommand(a.contactShow(&account), a.contactSet(&account), a.contactDelete(&account))
+	c.AddCommand(a.contactShow(&account), a.contactSet(&account), a.contactDelete(&account), a.contactActivity(&account))
 	return c
 }
 
@@ -238,6 +238,29 @@ func (a *app) contactShow(account *string) *cobra.Command {
 			})
 		},
 	}
+}
+
+func (a *app) contactActivity(account *string) *cobra.Command {
+	limit := 0
+	c := &cobra.Command{
+		Use:     "activity EMAIL|ID",
+		Short:   "Show what was sent to a contact and what became of it, the last first",
+		Example: "  relayctl contact activity ann@example.com",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(c *api.Client) error {
+				page, err := collect(cmd.Context(), limit, func(ctx context.Context, l api.List) (api.Page[api.QueueItem], error) {
+					return c.ContactActivity(ctx, *account, contactRef(args[0]), l)
+				})
+				if err != nil {
+					return err
+				}
+				return a.print(page, outcomeRows(page))
+			})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
 }
 
 func contactPairs(c api.Contact) pairs {

@@ -97,22 +97,26 @@ func (a *app) queueHistory() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				t := &rows{
-					header: []string{"envelope", "outcome", "from", "to", "accepted", "settled", "attempts", "host", "tls", "reply"},
-					note:   more(page.HasMore),
-				}
-				for _, o := range page.Data {
-					t.add(o.ID, o.State, orNull(o.From), o.To, moment(o.AcceptedAt), moment(o.SettledAt), number(o.Attempts), o.LastHost, o.TLS, reply(o.LastReply))
-				}
-				if len(page.Data) == 0 {
-					t.note = "No outcome is known. relayctl queue list shows what still waits."
-				}
-				return a.print(page, t)
+				return a.print(page, outcomeRows(page))
 			})
 		},
 	}
 	limitFlag(c, &limit)
 	return c
+}
+
+func outcomeRows(page api.Page[api.QueueItem]) *rows {
+	t := &rows{
+		header: []string{"envelope", "outcome", "from", "to", "accepted", "settled", "attempts", "host", "tls", "reply"},
+		note:   more(page.HasMore),
+	}
+	for _, o := range page.Data {
+		t.add(o.ID, o.State, orNull(o.From), o.To, moment(o.AcceptedAt), moment(o.SettledAt), number(o.Attempts), o.LastHost, o.TLS, reply(o.LastReply))
+	}
+	if len(page.Data) == 0 {
+		t.note = "No outcome is known. relayctl queue list shows what still waits."
+	}
+	return t
 }
 
 func parseHistory(arg string) (q api.HistoryQuery, err error) {

@@ -67,6 +67,13 @@ func (c *Client) Contact(ctx context.Context, account, ref string) (Contact, err
 	return get[Contact](ctx, c, pathOf("contacts", ref, ""), ofAccount(account))
 }
 
+// ContactActivity lists what was sent to a contact and what became of it, the last first.
+func (c *Client) ContactActivity(ctx context.Context, account, ref string, l List) (Page[QueueItem], error) {
+	v := l.values()
+	setIf(v, "account", account)
+	return get[Page[QueueItem]](ctx, c, pathOf("contacts", ref, "/activity"), v)
+}
+
 // PutContact makes a contact, or replaces its attributes.
 func (c *Client) PutContact(ctx context.Context, account, ref string, in PutContact) (Contact, error) {
 	return call[Contact](ctx, c, http.MethodPut, pathOf("contacts", ref, ""), ofAccount(account), in)

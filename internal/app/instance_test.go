@@ -1,7 +1,6 @@
 package app
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,7 +39,7 @@ func TestStoreOfAnotherInstanceIsRefused(t *testing.T) {
 	require.ErrorIs(t, start("a"), ErrOtherInstance)
 	require.NoError(t, start("", Adopt()))
 	require.NoError(t, start(""))
-	require.False(t, errors.Is(start("", Adopt()), ErrOtherInstance), "adopting one's own changes nothing")
+	require.NoError(t, start("", Adopt()), "adopting one's own changes nothing")
 }
 
 func TestInstanceMarkShowsNoID(t *testing.T) {
@@ -49,5 +48,4 @@ func TestInstanceMarkShowsNoID(t *testing.T) {
 	require.NotContains(t, instanceMark("shop"), "shop")
 	require.NotEqual(t, instanceMark(""), instanceMark("shop"))
 	require.NotEqual(t, instanceMark("a"), instanceMark("b"))
-	require.Equal(t, instanceMark(""), instanceMark(""))
 }
