@@ -155,6 +155,8 @@ func openCSV(in *csvReader, o *ReadOptions) (*csvRows, error) {
 			return nil, &InvalidError{Code: "csv_header_duplicate", Detail: fmt.Sprintf("header row: column %d, %q, is there twice", i+1, mail.CleanText(col.header, 60))}
 		case col.field == fieldAttribute && len(col.name) > MaxAttributeName:
 			return nil, &InvalidError{Code: "invalid_attribute", Detail: fmt.Sprintf("header row: column %d has a name of more than %d bytes", i+1, MaxAttributeName)}
+		case col.field == fieldAttribute && mail.CleanText(col.name, MaxAttributeName) != col.name:
+			return nil, &InvalidError{Code: "invalid_attribute", Detail: fmt.Sprintf("header row: column %d, %q, has a name with control characters", i+1, mail.CleanText(col.header, 60))}
 		}
 		if col.field == fieldEmail {
 			email = i

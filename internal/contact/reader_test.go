@@ -213,13 +213,14 @@ func TestGzipBombEnds(t *testing.T) {
 func TestUploadsThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ contentType, body, code string }{
-		"empty":          {"text/csv", "", "csv_header_missing"},
-		"only_bom":       {"text/csv", "\ufeff", "csv_header_missing"},
-		"no_address":     {"text/csv", "name,city\n", "csv_header_missing"},
-		"double_address": {"text/csv", "email,mail\n", "csv_header_duplicate"},
-		"bad_gzip":       {"text/csv", "\x1f\x8b\x08", "invalid_encoding"},
-		"unknown":        {"text/csv; charset=klingon", "email\n", "invalid_encoding"},
-		"utf16_no_bom":   {"text/csv; charset=utf-16", "email\n", "invalid_encoding"},
+		"empty":           {"text/csv", "", "csv_header_missing"},
+		"only_bom":        {"text/csv", "\ufeff", "csv_header_missing"},
+		"no_address":      {"text/csv", "name,city\n", "csv_header_missing"},
+		"double_address":  {"text/csv", "email,mail\n", "csv_header_duplicate"},
+		"control_in_name": {"text/csv", "email,name\x06\n", "invalid_attribute"},
+		"bad_gzip":        {"text/csv", "\x1f\x8b\x08", "invalid_encoding"},
+		"unknown":         {"text/csv; charset=klingon", "email\n", "invalid_encoding"},
+		"utf16_no_bom":    {"text/csv; charset=utf-16", "email\n", "invalid_encoding"},
 	} {
 		_, err := NewReader(tt.contentType, strings.NewReader(tt.body), ReadOptions{})
 		bad, ok := errors.AsType[*InvalidError](err)
