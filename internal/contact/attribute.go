@@ -164,12 +164,8 @@ func ReadAttributes(list []Attribute, s string) ([]Attribute, error) {
 	}
 	for range n {
 		var a Attribute
-		if a.Name, s, ok = cutText(s); !ok || s == "" {
-			return list, fmt.Errorf("%w: attribute", errBadRecord)
-		}
-		a.Kind = Kind(s[0])
-		if a.Text, s, ok = cutText(s[1:]); !ok || a.Kind == Missing || a.Kind > Object {
-			return list, fmt.Errorf("%w: attribute", errBadRecord)
+		if a, s, ok = cutAttribute(s); !ok {
+			return list, errBadAttribute
 		}
 		list = append(list, a)
 	}
@@ -177,6 +173,32 @@ func ReadAttributes(list []Attribute, s string) ([]Attribute, error) {
 		return list, fmt.Errorf("%w: %d bytes too many", errBadRecord, len(s))
 	}
 	return list, nil
+}
+
+func cutAttribute(s string) (a Attribute, rest string, ok bool) {
+	if a.Name, s, ok = cutText(s); !ok || s == "" {
+		return a, "", false
+	}
+	a.Kind = Kind(s[0])
+	a.Text, s, ok = cutText(s[1:])
+	return a, s, ok && a.Kind != Missing && a.Kind <= Object
+}
+
+// findAttribute looks for one name in what AppendAttributes wrote, and reads no further. The texts share memory with s.
+func findAttribute(s, name string) (a Attribute, found bool, err error) {
+	n, s, ok := cutUvarint(s)
+	if !ok || n > MaxAttributes {
+		return a, false, errBadAttribute
+	}
+	for range n {
+		if a, s, ok = cutAttribute(s); !ok {
+			return a, false, errBadAttribute
+		}
+		if a.Name >= name {
+			return a, a.Name == name, nil
+		}
+	}
+	return Attribute{}, false, nil
 }
 
 func appendText(b []byte, s string) []byte {

@@ -47,8 +47,9 @@ func (s *Store) PageTx(tx kv.Tx, a *Audience, after ID, most int) (page []Recipi
 		now = s.now()
 	}
 	w := &walk{s: s, tx: tx, a: a, list: l, now: now}
-	next, done, err = w.page(after, most, func(c *Contact, _ *Membership, data string) {
+	next, done, err = w.page(after, most, func(c *Contact, _ []byte, data string) error {
 		page = append(page, Recipient{c.ID, c.To, c.Locale, c.Timezone, data})
+		return nil
 	})
 	return page, next, done, err
 }
@@ -77,7 +78,7 @@ func (s *Store) Count(ctx context.Context, a *Audience) (n int64, err error) {
 				return err
 			}
 			w := &walk{s: s, tx: tx, a: a, list: l, now: now}
-			after, done, err = w.page(after, walkSlice, func(*Contact, *Membership, string) { n++ })
+			after, done, err = w.page(after, walkSlice, func(*Contact, []byte, string) error { n++; return nil })
 			return err
 		})
 		if err != nil {
@@ -92,25 +93,28 @@ const walkSlice = 10_000
 
 // walk goes through the members of a list.
 type walk struct {
-	s          *Store
-	tx         kv.Tx
-	a          *Audience
-	list       *List
-	now        time.Time
-	attributes []Attribute
-	contact    Contact
+	s       *Store
+	tx      kv.Tx
+	a       *Audience
+	list    *List
+	now     time.Time
+	contact Contact
+	places  []seat // memory of seats
 }
 
 // seat is a member under question.
 type seat struct {
 	id     ID
-	member Membership
+	member []byte // the record, valid until the transaction ends
 }
+
+// found takes a contact of an audience, with the record of its membership and its attributes as they are stored.
+type found func(c *Contact, member []byte, data string) error
 
 var errEnough = errors.New("enough")
 
 // page calls found for each that belongs to the audience, most times at most.
-func (w *walk) page(after ID, most int, found func(*Contact, *Membership, string)) (next ID, done bool, err error) {
+func (w *walk) page(after ID, most int, found found) (next ID, done bool, err error) {
 	looked := 0
 	for next = after; most > 0 && looked < walkSlice; {
 		slice := min(walkSlice-looked, max(most, 100), 2000)
@@ -140,7 +144,7 @@ func (w *walk) page(after ID, most int, found func(*Contact, *Membership, string
 // seats reads up to slice members behind after and keeps those who want the mail. last is the last one that it read.
 func (w *walk) seats(after ID, slice int) (seats []seat, last ID, end bool, err error) {
 	n := 0
-	last, end = after, true
+	last, end, seats = after, true, w.places[:0]
 	from := append(memberKey(w.list.ID, after), 0)
 	if after == (ID{}) {
 		from = w.list.ID[:]
@@ -155,7 +159,7 @@ func (w *walk) seats(after ID, slice int) (seats []seat, last ID, end bool, err 
 			return false, fmt.Errorf("%w: key of membership", errBadRecord)
 		}
 		last = ID(k[len(ID{}):])
-		m, err := decodeMembership(w.list.ID, string(v))
+		m, err := peekMembership(v, !w.a.Until.IsZero())
 		if err != nil {
 			return false, err
 		}
@@ -165,13 +169,14 @@ func (w *walk) seats(after ID, slice int) (seats []seat, last ID, end bool, err 
 			wanted = w.a.status == Absent || w.a.status == m.Status
 		}
 		if !late && wanted {
-			seats = append(seats, seat{last, m})
+			seats = append(seats, seat{last, v})
 		}
 		return true, nil
 	})
 	if err != nil {
 		return nil, after, false, fmt.Errorf("read members: %w", err)
 	}
+	w.places = seats
 	return seats, last, end, nil
 }
 
@@ -209,7 +214,7 @@ func (w *walk) without(seats []seat) ([]seat, error) {
 const sparse = 8
 
 // contacts reads those of the seats and calls found for those who meet the condition. at is how many seats it looked at.
-func (w *walk) contacts(seats []seat, most int, found func(*Contact, *Membership, string)) (at, n int, err error) {
+func (w *walk) contacts(seats []seat, most int, found found) (at, n int, err error) {
 	if len(seats) == 0 {
 		return 0, 0, nil
 	}
@@ -221,14 +226,14 @@ func (w *walk) contacts(seats []seat, most int, found func(*Contact, *Membership
 			return err
 		}
 		if w.a.Where != nil {
-			if w.attributes, err = ReadAttributes(w.attributes[:0], data); err != nil {
-				return err
-			}
-			if !w.a.Where.match(&candidate{&w.contact, w.attributes, w.now}) {
-				return nil
+			asked := candidate{contact: &w.contact, data: data, now: w.now}
+			if matches := w.a.Where.match(&asked); asked.err != nil || !matches {
+				return asked.err
 			}
 		}
-		found(&w.contact, &m.member, data)
+		if err := found(&w.contact, m.member, data); err != nil {
+			return err
+		}
 		if n++; n == most {
 			return errEnough
 		}

@@ -256,14 +256,15 @@ func operandOf(x any, at string) (operand, error) {
 
 // candidate is a contact under question.
 type candidate struct {
-	contact    *Contact
-	attributes []Attribute // sorted by name
-	now        time.Time
+	contact *Contact
+	data    string // its attributes, as AppendAttributes writes them: only those that a condition names are read
+	now     time.Time
+	err     error // data that cannot be read
 }
 
 // Match tells whether the contact meets the condition. now is what within_days counts from.
 func (c *Condition) Match(contact *Contact, now time.Time) bool {
-	return c.match(&candidate{contact, contact.Attributes, now})
+	return c.match(&candidate{contact: contact, data: string(AppendAttributes(nil, contact.Attributes)), now: now})
 }
 
 func (c *Condition) match(v *candidate) bool {
@@ -298,11 +299,11 @@ func (c *Condition) match(v *candidate) bool {
 // value returns what a comparison is about.
 func (v *candidate) value(c *Condition) (Attribute, bool) {
 	if c.attr != "" {
-		i, ok := slices.BinarySearchFunc(v.attributes, c.attr, func(a Attribute, name string) int { return strings.Compare(a.Name, name) })
-		if !ok {
-			return Attribute{}, false
+		a, ok, err := findAttribute(v.data, c.attr)
+		if err != nil {
+			v.err = err
 		}
-		return v.attributes[i], true
+		return a, ok
 	}
 	s := ""
 	switch c.field {

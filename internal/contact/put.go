@@ -253,18 +253,17 @@ func (s *Store) Members(ctx context.Context, list ListID, status Status, cursor 
 			return err
 		}
 		w := &walk{s: s, tx: tx, a: &Audience{List: list, Members: true, status: status}, list: l, now: s.now()}
-		var bad error
-		last, done, err := w.page(after, limit, func(c *Contact, m *Membership, data string) {
-			f := Found{Contact: *c, Memberships: []Membership{*m}, On: []*List{l}}
-			f.Lists = slices.Clone(c.Lists)
-			if f.Attributes, err = ReadAttributes(nil, data); err != nil {
-				bad = err
+		last, done, err := w.page(after, limit, func(c *Contact, member []byte, data string) error {
+			m, err := decodeMembership(list, string(member))
+			if err != nil {
+				return err
 			}
+			f := Found{Contact: *c, Memberships: []Membership{m}, On: []*List{l}}
+			f.Lists = slices.Clone(c.Lists)
+			f.Attributes, err = ReadAttributes(nil, data)
 			page = append(page, f)
+			return err
 		})
-		if err == nil {
-			err = bad
-		}
 		if !done {
 			next = last.String()
 		}

@@ -23,8 +23,14 @@ const (
 	tableSecret      kv.Table = "contact_secret"       // "erased" → key of the hashes in contact_gone
 )
 
-// errBadRecord is wrapped by every error of a decoder.
-var errBadRecord = errors.New("bad contact record")
+// Errors of decoders. They are made once: a walk over a million records makes none for each. All wrap errBadRecord.
+var (
+	errBadRecord     = errors.New("bad contact record")
+	errBadContact    = fmt.Errorf("%w: contact", errBadRecord)
+	errBadMembership = fmt.Errorf("%w: membership", errBadRecord)
+	errBadGone       = fmt.Errorf("%w: deleted contact", errBadRecord)
+	errBadAttribute  = fmt.Errorf("%w: attribute", errBadRecord)
+)
 
 const recordVersion = 1
 
@@ -93,23 +99,22 @@ func decodeHead(c *Contact, id ID, s string) (attributes string, err error) {
 	if s == "" || s[0] != recordVersion {
 		return "", fmt.Errorf("%w: unknown version of contact", errBadRecord)
 	}
-	bad := fmt.Errorf("%w: contact", errBadRecord)
 	c.ID = id
 	ok := true
 	s = s[1:]
 	for _, t := range []*time.Time{&c.Created, &c.Updated} {
 		if *t, s, ok = cutTime(s); !ok {
-			return "", bad
+			return "", errBadContact
 		}
 	}
 	for _, f := range []*string{&c.To.Local, &c.To.Domain, &c.Locale, &c.Timezone, &c.Source} {
 		if *f, s, ok = cutText(s); !ok {
-			return "", bad
+			return "", errBadContact
 		}
 	}
 	n, s, ok := cutUvarint(s)
 	if !ok || n > maxLists || uint64(len(s)) < n*uint64(len(ListID{})) {
-		return "", bad
+		return "", errBadContact
 	}
 	c.Lists = c.Lists[:0]
 	for range n {
@@ -149,36 +154,64 @@ func decodeMembership(list ListID, s string) (m Membership, err error) {
 	if len(s) < 2 || s[0] != recordVersion {
 		return m, fmt.Errorf("%w: unknown version of membership", errBadRecord)
 	}
-	bad := fmt.Errorf("%w: membership", errBadRecord)
 	m.List, m.Status = list, Status(s[1])
 	if m.Status == Absent || m.Status >= Invalid {
-		return Membership{}, bad
+		return Membership{}, errBadMembership
 	}
 	ok := true
 	s = s[2:]
 	for _, v := range []*uint64{&m.Topics.Known, &m.Topics.On} {
 		if *v, s, ok = cutUvarint(s); !ok {
-			return Membership{}, bad
+			return Membership{}, errBadMembership
 		}
 	}
 	for _, t := range []*time.Time{&m.Joined, &m.Changed} {
 		if *t, s, ok = cutTime(s); !ok {
-			return Membership{}, bad
+			return Membership{}, errBadMembership
 		}
 	}
 	if m.Source, s, ok = cutText(s); !ok {
-		return Membership{}, bad
+		return Membership{}, errBadMembership
 	}
 	if m.Consent.At, s, ok = cutTime(s); !ok {
-		return Membership{}, bad
+		return Membership{}, errBadMembership
 	}
 	for _, f := range []*string{&m.Consent.IP, &m.Consent.Source, &m.Consent.Text} {
 		if *f, s, ok = cutText(s); !ok {
-			return Membership{}, bad
+			return Membership{}, errBadMembership
 		}
 	}
 	if s != "" {
 		return Membership{}, fmt.Errorf("%w: %d bytes too many", errBadRecord, len(s))
+	}
+	return m, nil
+}
+
+// peekMembership reads as much of a membership as tells whether its contact wants mail; joined is read where it is asked for.
+func peekMembership(b []byte, withJoined bool) (m Membership, err error) {
+	if len(b) < 2 || b[0] != recordVersion {
+		return m, fmt.Errorf("%w: unknown version of membership", errBadRecord)
+	}
+	if m.Status = Status(b[1]); m.Status == Absent || m.Status >= Invalid {
+		return Membership{}, errBadMembership
+	}
+	b = b[2:]
+	for _, v := range []*uint64{&m.Topics.Known, &m.Topics.On} {
+		n := 0
+		if *v, n = binary.Uvarint(b); n <= 0 {
+			return Membership{}, errBadMembership
+		}
+		b = b[n:]
+	}
+	if !withJoined {
+		return m, nil
+	}
+	ms, n := binary.Uvarint(b)
+	if n <= 0 || ms > 1<<48 {
+		return Membership{}, errBadMembership
+	}
+	if ms > 0 {
+		m.Joined = time.UnixMilli(int64(ms)).UTC() //nolint:gosec // checked
 	}
 	return m, nil
 }
@@ -207,15 +240,14 @@ func decodeGone(s string) (g gone, err error) {
 	if len(s) < 2 || s[0] != recordVersion || s[1] > 1 {
 		return g, fmt.Errorf("%w: unknown version of a deleted contact", errBadRecord)
 	}
-	bad := fmt.Errorf("%w: deleted contact", errBadRecord)
 	g.erased = s[1] == 1
 	ok := false
 	if g.at, s, ok = cutTime(s[2:]); !ok {
-		return gone{}, bad
+		return gone{}, errBadGone
 	}
 	n, s, ok := cutUvarint(s)
 	if !ok || n > maxLists || uint64(len(s)) != n*uint64(len(ListID{})) {
-		return gone{}, bad
+		return gone{}, errBadGone
 	}
 	for range n {
 		g.lists = append(g.lists, ListID([]byte(s[:len(ListID{})])))

@@ -366,8 +366,11 @@ func (t *boltTx) GetMany(table Table, keys [][]byte) ([][]byte, error) {
 	if bk == nil {
 		return values, nil
 	}
+	c := bk.Cursor() // one for all: its stack is made once
 	for i, k := range keys {
-		values[i] = bk.Get(k)
+		if found, v := c.Seek(k); bytes.Equal(found, k) {
+			values[i] = v
+		}
 	}
 	return values, nil
 }
