@@ -122,7 +122,11 @@ func checkAttributes(list []Attribute) error {
 }
 
 // merge lays the attributes of a row over those of a contact; both are sorted. replace drops what the row does not name.
+// What it returns may be the row's.
 func merge(old, row []Attribute, replace bool) []Attribute {
+	if len(old) == 0 && !slices.ContainsFunc(row, func(a Attribute) bool { return a.Kind == Missing }) {
+		return row
+	}
 	out := make([]Attribute, 0, len(old)+len(row))
 	for len(old) > 0 || len(row) > 0 {
 		switch {

@@ -215,7 +215,7 @@ func (s *Store) ImportErrors(ctx context.Context, account, ref, cursor string, l
 		}
 		if err := tx.Scan(tableChunk, i.ID[:], kv.PrefixEnd(i.ID[:]), func(_, v []byte) (bool, error) {
 			var c chunk
-			err := readJSON(tableChunk, v, &c)
+			err := c.read(v)
 			header, delim = c.Header, c.Delim
 			return c.Header == nil, err
 		}); err != nil {

@@ -51,8 +51,10 @@ const (
 	MaxChunks     = 10_000
 	maxKept       = 10_000   // rejected rows of one import
 	maxKeptBytes  = 64 << 20 // of their text
-	importBatch   = 2500     // rows in one transaction
+	importBatch   = 5000     // rows in one transaction
 	importBytes   = 4 << 20  // of them
+	windowRows    = 20_000   // read before they are sorted and stored
+	windowBytes   = 6 << 20  // of them
 	mostRunning   = 16       // chunks and uploads at a time
 	importsStored = 90 * 24 * time.Hour
 )
@@ -79,6 +81,7 @@ type chunk struct {
 	Done     bool          `json:"done,omitempty"`
 	Stats    Stats         `json:"stats"`
 	Rows     int64         `json:"rows"` // taken from the upload, good and bad
+	Ahead    ahead         `json:"ahead,omitzero"`
 	Bytes    int64         `json:"bytes"`
 	Roles    int64         `json:"roles,omitempty"` // rows that were taken of role addresses
 	Kept     int64         `json:"kept,omitempty"`  // rejected rows that are stored
@@ -88,6 +91,17 @@ type chunk struct {
 	Header   []string      `json:"header,omitempty"`
 	Delim    byte          `json:"delim,omitempty"`
 }
+
+// ahead is how far a window is stored of which some rows are and some are not; the zero value is no such window. It begins
+// Stored rows before the end of those that its chunk counts, and is read again from there.
+type ahead struct {
+	Read    int64  `json:"read"`    // rows of the window, good and bad
+	Stored  int64  `json:"stored"`  // of them
+	Through string `json:"through"` // the last mailbox that is stored: of the window, all before it are
+}
+
+// aheadVersion is that of a chunk with a window half stored: a release that does not know windows must not go on with it.
+const aheadVersion = recordVersion + 1
 
 // rejected is one stored row.
 type rejected struct {
@@ -128,18 +142,27 @@ func accountImportKey(account string, id ID) []byte {
 }
 
 func putJSON(tx kv.Tx, table kv.Table, key []byte, v any) error {
+	return putVersion(tx, table, recordVersion, key, v)
+}
+
+func putVersion(tx kv.Tx, table kv.Table, version byte, key []byte, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", table, err)
 	}
-	if err := tx.Put(table, key, append([]byte{recordVersion}, b...)); err != nil {
+	if err := tx.Put(table, key, append([]byte{version}, b...)); err != nil {
 		return fmt.Errorf("write %s: %w", table, err)
 	}
 	return nil
 }
 
 func readJSON(table kv.Table, b []byte, v any) error {
-	if len(b) == 0 || b[0] != recordVersion {
+	return readVersion(table, recordVersion, b, v)
+}
+
+// readVersion takes versions up to the newest.
+func readVersion(table kv.Table, newest byte, b []byte, v any) error {
+	if len(b) == 0 || b[0] < recordVersion || b[0] > newest {
 		return fmt.Errorf("%w: unknown version in %s", errBadRecord, table)
 	}
 	if err := json.Unmarshal(b[1:], v); err != nil {
@@ -178,7 +201,17 @@ func getChunk(tx kv.Tx, id ID, n uint32) (chunk, error) {
 	if err != nil || v == nil {
 		return c, err
 	}
-	return c, readJSON(tableChunk, v, &c)
+	return c, c.read(v)
+}
+
+func (c *chunk) read(b []byte) error { return readVersion(tableChunk, aheadVersion, b, c) }
+
+func (c *chunk) put(tx kv.Tx, id ID, n uint32) error {
+	version := byte(recordVersion)
+	if c.Ahead != (ahead{}) {
+		version = aheadVersion
+	}
+	return putVersion(tx, tableChunk, version, chunkKey(id, n), c)
 }
 
 // progress adds up the chunks.
@@ -186,7 +219,7 @@ func progress(tx kv.Tx, i *Import) (*ImportInfo, error) {
 	info := &ImportInfo{Import: *i}
 	err := tx.Scan(tableChunk, i.ID[:], kv.PrefixEnd(i.ID[:]), func(_, v []byte) (bool, error) {
 		var c chunk
-		if err := readJSON(tableChunk, v, &c); err != nil {
+		if err := c.read(v); err != nil {
 			return false, err
 		}
 		info.Add(c.Stats)

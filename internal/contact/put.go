@@ -118,7 +118,7 @@ func (s *Store) applyOne(tx kv.Tx, account string, old *Found, list string, row 
 		return nil, invalid("/list", "status, topics and consent are about a list: name it")
 	}
 	// The list of no name has no schema and no members.
-	b := &batch{s: s, tx: tx, list: &List{Account: account}, o: o, now: s.now(), Applied: Applied{Verdicts: make([]Verdict, 1), Errors: map[int]*RowError{}}}
+	b := newBatch(s, tx, &List{Account: account}, o, 1)
 	if bad := b.check(&row); bad != nil {
 		return bad, nil
 	}

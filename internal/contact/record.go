@@ -37,17 +37,26 @@ const recordVersion = 1
 func accountKey(account string) []byte { return append([]byte(account), 0) }
 
 func contactKey(account string, id ID) []byte {
-	b := make([]byte, 0, len(account)+1+len(id))
+	return appendContactKey(make([]byte, 0, len(account)+1+len(id)), account, id)
+}
+
+func appendContactKey(b []byte, account string, id ID) []byte {
 	return append(append(append(b, account...), 0), id[:]...)
 }
 
 func emailKey(account, key string) []byte {
-	b := make([]byte, 0, len(account)+1+len(key))
+	return appendEmailKey(make([]byte, 0, len(account)+1+len(key)), account, key)
+}
+
+func appendEmailKey(b []byte, account, key string) []byte {
 	return append(append(append(b, account...), 0), key...)
 }
 
 func memberKey(list ListID, id ID) []byte {
-	b := make([]byte, 0, len(list)+len(id))
+	return appendMemberKey(make([]byte, 0, len(list)+len(id)), list, id)
+}
+
+func appendMemberKey(b []byte, list ListID, id ID) []byte {
 	return append(append(b, list[:]...), id[:]...)
 }
 
@@ -70,14 +79,20 @@ func cutTime(s string) (time.Time, string, bool) {
 	return time.UnixMilli(int64(ms)).UTC(), s, true //nolint:gosec // checked
 }
 
-// encode writes version, created, updated, local part, domain, locale, time zone, source, number and IDs of the lists,
-// then the attributes up to the end. The ID stands in the key.
-func (c *Contact) encode() []byte {
-	size := 64 + len(c.To.Local) + len(c.To.Domain) + len(c.Source) + len(c.Locale) + len(c.Timezone) + 12*len(c.Lists)
+// size is about what the record of the contact needs, and not less.
+func (c *Contact) size() int {
+	size := 64 + len(c.To.Local) + len(c.To.Domain) + len(c.Source) + len(c.Locale) + len(c.Timezone) + len(ListID{})*len(c.Lists)
 	for _, a := range c.Attributes {
-		size += len(a.Name) + len(a.Text) + 4
+		size += len(a.Name) + len(a.Text) + 6
 	}
-	b := make([]byte, 0, size)
+	return size
+}
+
+func (c *Contact) encode() []byte { return c.append(make([]byte, 0, c.size())) }
+
+// append writes version, created, updated, local part, domain, locale, time zone, source, number and IDs of the lists,
+// then the attributes up to the end. The ID stands in the key.
+func (c *Contact) append(b []byte) []byte {
 	b = append(b, recordVersion)
 	b = appendTime(b, c.Created)
 	b = appendTime(b, c.Updated)
@@ -134,9 +149,15 @@ func decodeContact(id ID, b []byte) (*Contact, error) {
 	return c, err
 }
 
-// encode writes version, status, topics, joined, changed, source and the consent. List and contact stand in the key.
-func (m *Membership) encode() []byte {
-	b := make([]byte, 0, 48+len(m.Source)+len(m.Consent.IP)+len(m.Consent.Source)+len(m.Consent.Text))
+// size is about what the record of the membership needs, and not less.
+func (m *Membership) size() int {
+	return 64 + len(m.Source) + len(m.Consent.IP) + len(m.Consent.Source) + len(m.Consent.Text)
+}
+
+func (m *Membership) encode() []byte { return m.append(make([]byte, 0, m.size())) }
+
+// append writes version, status, topics, joined, changed, source and the consent. List and contact stand in the key.
+func (m *Membership) append(b []byte) []byte {
 	b = append(b, recordVersion, byte(m.Status))
 	b = binary.AppendUvarint(b, m.Topics.Known)
 	b = binary.AppendUvarint(b, m.Topics.On)
