@@ -29,6 +29,8 @@ type csvReader struct {
 	rowOffset int64 // of the present row
 	rowLine   int64
 	raw       []byte // the row as it stands in the upload, without its line end
+	plain     bool   // nothing in it is quoted: it is its fields with delimiters between them
+	whole     string // raw as a text, where the fields share it; else ""
 	buf       []byte
 	ends      []int // of the fields in buf
 	fields    []string
@@ -80,7 +82,7 @@ func detectDelimiter(b []byte) byte {
 func (c *csvReader) next() ([]string, error) {
 	for {
 		c.rowOffset, c.rowLine = c.offset, c.line
-		c.raw, c.buf, c.ends, c.fields = c.raw[:0], c.buf[:0], c.ends[:0], c.fields[:0]
+		c.raw, c.buf, c.ends, c.fields, c.plain, c.whole = c.raw[:0], c.buf[:0], c.ends[:0], c.fields[:0], true, ""
 		empty, err := c.row()
 		if err != nil {
 			return nil, err
@@ -100,6 +102,14 @@ func (c *csvReader) decode() *RowError {
 	c.text.learn(c.buf, c.r)
 	start := 0
 	if c.text.decoder == nil && utf8.Valid(c.buf) { // all fields share one piece of memory
+		if c.plain && len(c.raw) == len(c.buf)+len(c.ends)-1 {
+			c.whole = string(c.raw)
+			for i, end := range c.ends {
+				c.fields = append(c.fields, c.whole[start+i:end+i])
+				start = end
+			}
+			return nil
+		}
 		text := string(c.buf)
 		for _, end := range c.ends {
 			c.fields = append(c.fields, text[start:end])
@@ -190,7 +200,7 @@ func (c *csvReader) row() (empty bool, err error) {
 			}
 			closed, begun = false, false
 		case b == '"' && !begun && !closed:
-			quoted, begun = true, true
+			quoted, begun, c.plain = true, true, false
 		case b == '"' || closed && b != ' ':
 			fail("csv_quote", "a quote inside a field, or text behind a quoted field")
 		case closed:

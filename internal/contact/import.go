@@ -407,6 +407,13 @@ func (a *activeImports) begin(list ListID, id ID, n uint32) (end func(), err err
 	}, nil
 }
 
+// share is one upload's part of n.
+func (a *activeImports) share(n int) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return n / max(a.n, 1)
+}
+
 // recoverImports ends the one-shot uploads that a crash cut off: their connection is gone.
 func (s *Store) recoverImports(ctx context.Context) error {
 	return s.DB.Update(ctx, func(tx kv.Tx) error {

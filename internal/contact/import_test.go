@@ -267,6 +267,113 @@ func TestChunkGoesOnWhereItStopped(t *testing.T) {
 	require.EqualValues(t, len(body), got.Bytes)
 }
 
+// Rows are stored in the order of mailboxes; wherever the power fails in a window, the rest of it comes once.
+func TestWindowGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	b.WriteString("email,name,topic\n")
+	for i := range windowRows + importBatch { // more than a window; in no order; a tenth comes twice; some are bad
+		switch who := (i * 7919) % (windowRows + importBatch); {
+		case i%1000 == 7:
+			fmt.Fprintf(&b, "bad%d,N,\n", i)
+		case i%1000 == 8:
+			fmt.Fprintf(&b, "u%d@x.example,N,perhaps\n", who)
+		case i%10 == 0:
+			fmt.Fprintf(&b, "twice%d@x.example,N%d,\n", i%500, i)
+		default:
+			fmt.Fprintf(&b, "u%d@x.example,N,yes\n", who)
+		}
+	}
+	req := api.CreateImport{Options: api.ContactImportOptions{ColumnMap: map[string]api.ImportColumn{"topic": {Field: "topics.promotions"}}}}
+	topics := []Topic{{Name: "promotions", Default: "subscribed"}}
+	run := func(cut bool) (info *ImportInfo, n Counts, bad []RejectedRow, attempts int) {
+		s, _ := newStore(t, nil)
+		l := newList(t, s, List{Topics: topics})
+		info = begin(t, s, req, true)
+		for whole := s.DB; ; {
+			if cut {
+				s.DB = &failing{whole, 1}
+			}
+			attempts++
+			_, err := s.UploadChunk(t.Context(), "shop", info.Name(), 1, chunkBody(b.String()))
+			s.DB = whole
+			if err == nil {
+				break
+			}
+			require.ErrorIs(t, err, errPower)
+			s, err = New(t.Context(), s.Deps) // another process
+			require.NoError(t, err)
+			whole = s.DB
+		}
+		info, err := s.CommitImport(t.Context(), "shop", info.Name(), 1)
+		require.NoError(t, err)
+		return info, counts(t, s, l), importErrors(t, s, info.Name()), attempts
+	}
+	want, members, rejected, attempts := run(false)
+	require.Equal(t, 1, attempts)
+	require.Positive(t, want.Duplicates)
+	require.EqualValues(t, 46, want.Rejected)
+	got, members2, rejected2, attempts := run(true)
+	require.Greater(t, attempts, windowRows/importBatch)
+	require.Equal(t, want.Stats, got.Stats)
+	require.Equal(t, want.Rows, got.Rows)
+	require.Equal(t, members, members2)
+	require.Equal(t, rejected, rejected2)
+}
+
+func TestReleaseWithoutWindowsDoesNotGoOnWithOne(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t, nil)
+	id := ID{1}
+	for version, c := range map[byte]chunk{recordVersion: {Rows: 9}, aheadVersion: {Rows: 9, Ahead: ahead{20, 9, "a@x.example"}}} {
+		require.NoError(t, s.DB.Update(t.Context(), func(tx kv.Tx) error { return c.put(tx, id, 1) }))
+		require.NoError(t, s.DB.View(t.Context(), func(tx kv.Tx) error {
+			raw, err := tx.Get(tableChunk, chunkKey(id, 1))
+			require.NoError(t, err)
+			require.Equal(t, version, raw[0])
+			got, err := getChunk(tx, id, 1)
+			require.Equal(t, c, got)
+			return err
+		}))
+	}
+}
+
+func TestUploadsShareTheirMemory(t *testing.T) {
+	t.Parallel()
+	var a activeImports
+	require.Equal(t, 12, a.share(12))
+	for n := range uint32(4) {
+		end, err := a.begin(ListID{1}, ID{2}, n)
+		require.NoError(t, err)
+		defer end()
+	}
+	require.Equal(t, 3, a.share(12))
+}
+
+func TestWideRowsMakeSmallWindows(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	b.WriteString("email")
+	for i := range 150 {
+		fmt.Fprintf(&b, ",a%d", i)
+	}
+	row := strings.Repeat(",value", 150)
+	for i := range 2000 {
+		fmt.Fprintf(&b, "\nu%d@x.example%s", i, row)
+	}
+	r, err := NewReader("text/csv", strings.NewReader(b.String()), ReadOptions{})
+	require.NoError(t, err)
+	var w window
+	w.fill(r, windowRows, windowBytes)
+	require.Less(t, w.read, int64(windowBytes/(150*40)))
+	require.Positive(t, w.read)
+	first := w.read
+	w.fill(r, windowRows, windowBytes)
+	require.Equal(t, fmt.Sprintf("u%d@x.example", first), w.rows[0].To.String(), "goes on where the first ended")
+	require.Len(t, w.rows[0].Attributes, 150)
+	require.Equal(t, Attribute{"a0", String, "value"}, w.rows[0].Attributes[0])
+}
+
 func TestBrokenUploadMayBeRepeated(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t, nil)

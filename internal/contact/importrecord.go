@@ -51,10 +51,10 @@ const (
 	MaxChunks     = 10_000
 	maxKept       = 10_000   // rejected rows of one import
 	maxKeptBytes  = 64 << 20 // of their text
-	importBatch   = 5000     // rows in one transaction
+	importBatch   = 2500     // rows in one transaction
 	importBytes   = 4 << 20  // of them
 	windowRows    = 20_000   // read before they are sorted and stored
-	windowBytes   = 6 << 20  // of them
+	windowBytes   = 7 << 20  // of memory that they take, shared by what runs
 	mostRunning   = 16       // chunks and uploads at a time
 	importsStored = 90 * 24 * time.Hour
 )

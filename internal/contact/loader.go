@@ -85,7 +85,7 @@ func (l *loader) readAll(ctx context.Context, left ahead, free <-chan *window, w
 			w.pass(left.Through)
 			left = ahead{}
 		} else {
-			w.fill(l.reader, windowRows, windowBytes)
+			w.fill(l.reader, windowRows, l.s.active.share(windowBytes))
 		}
 		select {
 		case windows <- w:

@@ -29,7 +29,7 @@ type ReadOptions struct {
 type Reader struct {
 	rows rowReader
 	text *encodingOf
-	raw  func() []byte
+	raw  func() (row []byte, whole string)
 }
 
 // rowReader is what CSV and JSON lines have in common.
@@ -65,7 +65,7 @@ func NewReader(contentType string, r io.Reader, o ReadOptions) (*Reader, error) 
 		if err != nil {
 			return nil, err
 		}
-		return &Reader{rows, text, func() []byte { return rows.raw }}, nil
+		return &Reader{rows, text, func() ([]byte, string) { return rows.raw, rows.whole }}, nil
 	case "application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson", "application/jsonlines":
 		in, text, err := openText(r, params["charset"])
 		if err != nil {
@@ -75,7 +75,7 @@ func NewReader(contentType string, r io.Reader, o ReadOptions) (*Reader, error) 
 		if err != nil {
 			return nil, err
 		}
-		return &Reader{rows, text, func() []byte { return rows.buf }}, nil
+		return &Reader{rows, text, func() ([]byte, string) { return rows.buf, "" }}, nil
 	}
 	return nil, ErrContentType
 }
@@ -95,7 +95,10 @@ func (r *Reader) Encoding() string { return r.text.name }
 
 // Raw is the row that Next returned last as UTF-8, without its line end, clipped at 64 KiB.
 func (r *Reader) Raw() string {
-	b := r.raw()
+	b, whole := r.raw()
+	if whole != "" {
+		return whole
+	}
 	if len(b) > maxRaw {
 		b = b[:maxRaw]
 	}

@@ -25,7 +25,8 @@ type window struct {
 	last     bool
 	err      error
 
-	attributes []Attribute // memory of the rows
+	blocks [][]Attribute // memory of the rows
+	block  int           // the one in use
 }
 
 type place struct {
@@ -33,12 +34,19 @@ type place struct {
 	raw          string
 }
 
-// fill reads rows until there are most of them or size bytes. It uses the memory of what the window held before.
+// rowBytes is what a row takes in a window beside its texts: a Row, a place, a key and a number.
+const rowBytes = 240
+
+// fill reads rows until there are most of them, or until they take size bytes. It uses the memory of what the window held
+// before.
 func (w *window) fill(r *Reader, most int64, size int) {
 	clear(w.rows)
-	clear(w.attributes)
 	*w = window{
-		rows: w.rows[:0], places: w.places[:0], keys: w.keys[:0], order: w.order[:0], rejected: w.rejected[:0], attributes: w.attributes[:0],
+		rows: w.rows[:0], places: w.places[:0], keys: w.keys[:0], order: w.order[:0], rejected: w.rejected[:0], blocks: w.blocks,
+	}
+	for i := range w.blocks {
+		clear(w.blocks[i])
+		w.blocks[i] = w.blocks[i][:0]
 	}
 	for size > 0 && w.read < most {
 		row, err := r.Next()
@@ -54,7 +62,7 @@ func (w *window) fill(r *Reader, most int64, size int) {
 		w.read++
 		line, offset := r.Place()
 		at := place{line, offset, r.Raw()}
-		size -= len(at.raw)
+		size -= rowBytes + 2*len(at.raw) + 40*len(row.Attributes)
 		if bad != nil {
 			w.rejected = append(w.rejected, rejectedOf(bad, at))
 			continue
@@ -69,12 +77,20 @@ func (w *window) fill(r *Reader, most int64, size int) {
 
 // keep copies what the reader will use again.
 func (w *window) keep(list []Attribute) []Attribute {
-	if cap(w.attributes)-len(w.attributes) < len(list) { // rows keep the memory that they have
-		w.attributes = make([]Attribute, 0, max(2*cap(w.attributes), 64*len(list)))
+	const blockSize = 1024
+	if len(list) > blockSize {
+		return slices.Clone(list)
 	}
-	from := len(w.attributes)
-	w.attributes = append(w.attributes, list...)
-	return w.attributes[from:len(w.attributes):len(w.attributes)]
+	if w.block == len(w.blocks) {
+		w.blocks = append(w.blocks, make([]Attribute, 0, blockSize))
+	}
+	b := w.blocks[w.block]
+	if len(b)+len(list) > blockSize {
+		w.block++
+		return w.keep(list)
+	}
+	w.blocks[w.block] = append(b, list...)
+	return w.blocks[w.block][len(b) : len(b)+len(list) : len(b)+len(list)]
 }
 
 // pass takes out the rows whose mailbox is not behind one that is stored already.
