@@ -536,7 +536,11 @@ func (st *state) askAgain(tx kv.Tx, source id, cut *api.SourceRun, now time.Time
 	if !st.NextAt.IsZero() || !st.Queued.IsZero() {
 		return nil
 	}
-	st.Queued = mail.NewQueueID(now)
+	at := now
+	if earliest := cut.QueuedAt.Add(time.Millisecond); at.Before(earliest) { // IDs of one millisecond have no order
+		at = earliest
+	}
+	st.Queued = mail.NewQueueID(at)
 	return putRun(tx, source, st.Queued, &api.SourceRun{
 		ID: formatRun(st.Queued), Source: cut.Source, State: "queued", Trigger: cut.Trigger, Full: cut.Full, QueuedAt: now,
 	})
