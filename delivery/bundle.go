@@ -12,6 +12,7 @@ type batch struct {
 	lease *spool.Lease
 	site  *site // nil for a refusal
 	flow  *flow // of the site; nil for a refusal
+	bulk  bool  // its results may wait for others
 	left  int   // envelopes that are not settled; the scheduler's lock holds it
 
 	pending  []settlement // waits for the settler; the settler's lock holds it

@@ -268,7 +268,7 @@ func (s *Scheduler) isStopping() bool {
 
 // track notes a lease, so that it is given back at the end whatever happens.
 func (s *Scheduler) track(l *spool.Lease, of *site) *batch {
-	b := &batch{lease: l, site: of, left: len(l.Envelopes)}
+	b := &batch{lease: l, site: of, left: len(l.Envelopes), bulk: l.Envelopes[0].Class == spool.Bulk}
 	s.mu.Lock()
 	s.batches[b] = struct{}{}
 	s.mu.Unlock()

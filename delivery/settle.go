@@ -23,8 +23,9 @@ type settler struct {
 	settled  func(b *batch, n int) // told how many are durable
 
 	mu        sync.Mutex
-	unsettled int       // results that sessions handed in and that are not durable yet
-	fewer     sync.Cond // signalled when there are fewer
+	unsettled int           // results that sessions handed in and that are not durable yet
+	fewer     sync.Cond     // signalled when there are fewer
+	enough    chan struct{} // closed while there are enough for one commit
 	wg        sync.WaitGroup
 }
 
@@ -32,9 +33,17 @@ type settler struct {
 // whatever waits, few enough that a crash doubles little beside what was in flight.
 const maxAhead = 32
 
+// Results of bulk mail wait for others until enough are unsettled, or for gatherBulk: a commit of many costs hardly more
+// than one of a few. The bound of what a crash doubles is maxAhead all the same.
+const (
+	enoughAhead = maxAhead / 2
+	gatherBulk  = 4 * time.Millisecond
+)
+
 // start makes the settler ready. It must be called once, before add.
 func (s *settler) start() {
 	s.fewer.L = &s.mu
+	s.enough = make(chan struct{})
 	context.AfterFunc(s.ctx, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -59,16 +68,45 @@ func (s *settler) add(b *batch, done []settlement) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b.pending = append(b.pending, done...)
-	s.unsettled += len(done)
+	s.count(len(done))
 	if !b.settling {
 		b.settling = true
 		s.wg.Go(func() { s.drain(b) })
 	}
 }
 
+// count changes the number of unsettled results. The caller holds mu.
+func (s *settler) count(n int) {
+	were := s.unsettled
+	s.unsettled += n
+	switch {
+	case were < enoughAhead && s.unsettled >= enoughAhead:
+		close(s.enough)
+	case were >= enoughAhead && s.unsettled < enoughAhead:
+		s.enough = make(chan struct{})
+	}
+}
+
+// gather waits until there are enough results for one commit, but not for long.
+func (s *settler) gather() {
+	s.mu.Lock()
+	enough := s.enough
+	s.mu.Unlock()
+	t := time.NewTimer(gatherBulk)
+	defer t.Stop()
+	select {
+	case <-enough:
+	case <-t.C:
+	case <-s.ctx.Done():
+	}
+}
+
 // drain settles what waits until nothing does.
 func (s *settler) drain(b *batch) {
 	for {
+		if b.bulk {
+			s.gather()
+		}
 		s.mu.Lock()
 		done := b.pending
 		b.pending = nil
@@ -80,7 +118,7 @@ func (s *settler) drain(b *batch) {
 		s.mu.Unlock()
 		s.settle(b, done)
 		s.mu.Lock()
-		s.unsettled -= len(done)
+		s.count(-len(done))
 		s.fewer.Broadcast()
 		s.mu.Unlock()
 	}
