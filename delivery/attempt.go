@@ -66,8 +66,11 @@ type pause struct {
 // breaks is tried again, 1 s later and doubling, with the recipients that are still open.
 func (a *Attempt) Run(ctx context.Context) Report {
 	var rep Report
-	envs := a.bundle.envs
+	envs := a.inTime(&rep, a.bundle.envs)
 	defer a.leaveRoom()
+	if len(envs) == 0 {
+		return rep
+	}
 	if a.bundle.message.Campaign != "" && !a.compose(ctx, &rep) {
 		return rep
 	}
@@ -83,7 +86,7 @@ func (a *Attempt) Run(ctx context.Context) Report {
 				return rep
 			}
 		}
-		envs = a.wanted(ctx, &rep, envs)
+		envs = a.wanted(ctx, &rep, a.inTime(&rep, envs))
 		envs = a.fitting(&rep, envs)
 		if len(envs) == 0 {
 			return rep
@@ -167,6 +170,23 @@ type NotYet struct {
 
 func (e *NotYet) Error() string {
 	return "not before " + e.Until.UTC().Format(time.RFC3339) + ": " + e.Reason
+}
+
+// inTime lets a message expire whose sender has said how long it is of use: a code that comes late is worse than none. Other
+// mail is tried once more, however late it is.
+func (a *Attempt) inTime(rep *Report, envs []*spool.Envelope) []*spool.Envelope {
+	m := a.bundle.message
+	if !m.Deadline || !a.now().After(m.ExpiresAt) {
+		return envs
+	}
+	for _, e := range envs {
+		reply := e.LastReply
+		if reply.Code == 0 {
+			reply = mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 7}, Text: "Its time was over before it could be sent"}
+		}
+		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Expired, Reason: reasonAge, Reply: reply}, "")
+	}
+	return nil
 }
 
 // wanted asks the gate, right before MAIL FROM.

@@ -195,3 +195,46 @@ func TestDowntimeCostsNoTry(t *testing.T) {
 		})
 	}
 }
+
+// TestCodeThatIsLateIsNotSent: a message whose sender has said how long it is of use is not sent after that, were relayd down
+// or the site away; in its time it is.
+func TestCodeThatIsLateIsNotSent(t *testing.T) {
+	t.Parallel()
+	code := submission{to: []string{"a@dest.example"}, expires: 5 * time.Minute, class: spool.Urgent, mark: func(m *spool.Message) { m.Deadline = true }}
+	for name, tt := range map[string]struct {
+		up   time.Duration // when the host answers
+		down bool          // relayd is down for ten minutes meanwhile
+		want spool.Outcome
+	}{
+		"in_time":        {0, false, spool.Delivered},
+		"host_is_back":   {3 * time.Minute, false, spool.Delivered},
+		"host_is_late":   {10 * time.Minute, false, spool.Expired},
+		"we_were_down":   {time.Minute, true, spool.Expired},
+		"both_were_down": {time.Hour, true, spool.Expired},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := &wire{upAt: time.Now().Add(tt.up)}
+				mx := &testutil.MX{}
+				r := outageRig(t, w, mx)
+				id := r.submit(code)
+				if tt.down {
+					synctest.Wait()
+					r.shutdown()
+					r.deps.Metrics = nil
+					<-time.After(10 * time.Minute)
+					r.start()
+				}
+				<-time.After(30 * time.Minute)
+				got := r.outcome(id, 0)
+				require.Equal(t, tt.want, got.Result.Outcome)
+				if tt.want == spool.Expired {
+					require.Equal(t, reasonAge, got.Result.Reason)
+					require.NotZero(t, got.Result.Reply.Code)
+					require.Empty(t, mx.Mails())
+				}
+			})
+		})
+	}
+}

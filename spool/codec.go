@@ -21,6 +21,9 @@ const messageVersion2 = 2
 // messageVersion3 is one with RET=FULL.
 const messageVersion3 = 3
 
+// messageVersion4 is one with a deadline. The next flag needs a byte of its own.
+const messageVersion4 = 4
+
 // Every record is a version byte and its fields in order: integers as varints, strings behind their length, times as
 // eight bytes of nanoseconds since 1970. Encoders append; a decoder reads fields until the first error, which it keeps.
 
@@ -206,7 +209,8 @@ const (
 	flagTags // tags stand before the header
 	flagUTF8 // from here on: version 2
 	flagRequireTLS
-	flagRetFull // from here on: version 3
+	flagRetFull  // from here on: version 3
+	flagDeadline // from here on: version 4
 )
 
 func appendMessage(b []byte, m *Message) []byte {
@@ -232,8 +236,13 @@ func appendMessage(b []byte, m *Message) []byte {
 	if m.RetFull {
 		flags |= flagRetFull
 	}
+	if m.Deadline {
+		flags |= flagDeadline
+	}
 	version := byte(recordVersion)
 	switch {
+	case flags >= flagDeadline:
+		version = messageVersion4
 	case flags >= flagRetFull:
 		version = messageVersion3
 	case flags >= flagUTF8:
@@ -264,11 +273,11 @@ func appendMessage(b []byte, m *Message) []byte {
 }
 
 func decodeMessage(id mail.QueueID, record []byte) (*Message, error) {
-	d := decodeUpTo("message", record, messageVersion3)
+	d := decodeUpTo("message", record, messageVersion4)
 	flags := d.byte()
 	m := &Message{
 		ID: id, EightBit: flags&flagEightBit != 0, RetHeaders: flags&flagRetHeaders != 0, Keep: flags&flagKeep != 0,
-		UTF8: flags&flagUTF8 != 0, RequireTLS: flags&flagRequireTLS != 0, RetFull: flags&flagRetFull != 0,
+		UTF8: flags&flagUTF8 != 0, RequireTLS: flags&flagRequireTLS != 0, Deadline: flags&flagDeadline != 0, RetFull: flags&flagRetFull != 0,
 		Class: Class(d.byte()),
 	}
 	m.Account = d.string()

@@ -52,7 +52,10 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	full := fullMessage()
 	full.RetHeaders, full.RetFull = false, true
 	require.EqualValues(t, messageVersion3, appendMessage(nil, full)[0])
-	for _, m := range []*Message{fullMessage(), full, old, {ID: mail.NewQueueID(time.Now())}} {
+	late := fullMessage()
+	late.Deadline = true
+	require.EqualValues(t, messageVersion4, appendMessage(nil, late)[0])
+	for _, m := range []*Message{fullMessage(), full, late, old, {ID: mail.NewQueueID(time.Now())}} {
 		got, err := decodeMessage(m.ID, appendMessage(nil, m))
 		require.NoError(t, err)
 		require.Equal(t, m, got)
@@ -129,7 +132,7 @@ func TestBrokenRecordsAreNamedErrors(t *testing.T) {
 		}
 		require.ErrorIs(t, decode(append(slices.Clip(record), 0)), ErrCorrupt, "%s with a byte more", kind)
 		newer := append([]byte(nil), record...)
-		newer[0] = messageVersion3 + 1
+		newer[0] = messageVersion4 + 1
 		require.ErrorIs(t, decode(newer), ErrVersion, kind)
 	}
 }

@@ -37,6 +37,7 @@ type Message struct {
 	RetFull     bool        // RET=FULL
 	AcceptedAt  time.Time   //
 	ExpiresAt   time.Time   // no attempt after this
+	Deadline    bool        // not even the one that mail is owed which relayd was down for: its sender named the time
 	Retry       RetryPolicy // zero: the queue's default
 	Credential  string      // who submitted it, for queue listings
 	ClientIP    string      //

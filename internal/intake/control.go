@@ -144,6 +144,9 @@ func (t *taking) setTTL(v string) error {
 	return nil
 }
 
+// deadline tells that the sender said how long the message is of use.
+func (t *taking) deadline() bool { return t.ttl > 0 || t.sub.ExpiresAt.After(t.now) }
+
 // times sets when the first attempt may be and after when there is none. Both count from the wished time, so that
 // a message for tomorrow does not expire before it.
 func (t *taking) times() (next, expires time.Time) {

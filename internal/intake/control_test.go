@@ -31,6 +31,7 @@ func TestControlFieldsAreConsumed(t *testing.T) {
 	require.Equal(t, []string{"order", "shop:eu"}, m.Tags)
 	require.Equal(t, noon.Add(time.Hour), at(t, f, id))
 	require.Equal(t, noon.Add(time.Hour+10*time.Minute), m.ExpiresAt.UTC(), "the TTL counts from the wished time")
+	require.True(t, m.Deadline)
 
 	log, err := event.Open(f.db, nil)
 	require.NoError(t, err)

@@ -155,6 +155,7 @@ func TestAcceptStoresSignsAndTraces(t *testing.T) {
 	require.Equal(t, "café", m.Subject)
 	require.Equal(t, "<"+id.String()+"@relay.example.com>", m.MessageID)
 	require.Equal(t, noon.Add(24*time.Hour), m.ExpiresAt.UTC())
+	require.False(t, m.Deadline, "nobody has named a time")
 	require.Equal(t, "transactional", m.Stream)
 	require.Equal(t, "q1", m.EnvelopeID)
 	require.True(t, m.RetHeaders)

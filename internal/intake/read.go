@@ -269,6 +269,7 @@ func (t *taking) message() *spool.Message {
 		RetFull:     t.sub.RetFull,
 		AcceptedAt:  t.now,
 		ExpiresAt:   expires,
+		Deadline:    t.deadline(),
 		Credential:  t.sub.Credential,
 		ClientIP:    t.sub.Trace.ClientIP,
 		Tags:        t.tags,
