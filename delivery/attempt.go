@@ -196,9 +196,9 @@ func (a *Attempt) wanted(ctx context.Context, rep *Report, envs []*spool.Envelop
 	}
 	m := a.bundle.message
 	open := make([]*spool.Envelope, 0, len(envs))
-	for _, e := range envs {
-		reason, err := a.gate.Blocked(ctx, m, e)
-		later, early := errors.AsType[*NotYet](err)
+	reasons, err := a.gate.Blocked(ctx, m, envs)
+	later, early := errors.AsType[*NotYet](err)
+	for i, e := range envs {
 		switch {
 		case early:
 			res := a.retrier.unpresented(m, e, mail.Reply{}, a.now(), later.Until)
@@ -208,14 +208,14 @@ func (a *Attempt) wanted(ctx context.Context, rep *Report, envs []*spool.Envelop
 			rep.again = append(rep.again, e)
 		case err != nil:
 			a.finish(rep, e, a.retrier.unpresented(m, e, mail.ReplyOf(err), a.now(), a.now().Add(localDelay)), "")
-		case reason == "":
+		case reasons[i] == "":
 			open = append(open, e)
-		case reason == "paused": // waits in its queue, which is not offered meanwhile
+		case reasons[i] == "paused": // waits in its queue, which is not offered meanwhile
 			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Deferred, NextAttempt: a.now().Add(pausedDelay)}, "")
-		case reason == "cancelled":
-			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Cancelled, Reason: reason}, "")
+		case reasons[i] == "cancelled":
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Cancelled, Reason: reasons[i]}, "")
 		default:
-			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Suppressed, Reason: reason}, "")
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Suppressed, Reason: reasons[i]}, "")
 		}
 	}
 	return open

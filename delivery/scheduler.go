@@ -34,11 +34,12 @@ type Composer interface {
 	Compose(ctx context.Context, m *spool.Message, e *spool.Envelope, room []byte) ([]byte, error)
 }
 
-// Gate is asked right before MAIL FROM whether the envelope is still wanted. A reason ends it as suppressed, but
-// "cancelled" ends it as cancelled and "paused" puts it back; an error defers it without spending an attempt, a *NotYet
-// until its time. Called from many goroutines.
+// Gate is asked right before MAIL FROM whether the envelopes of a transaction are still wanted; those of a campaign come
+// one at a time. There is a reason for each: "" lets it pass, "cancelled" ends it as cancelled, "paused" puts it back, any
+// other ends it as suppressed. An error defers all of them without spending an attempt, a *NotYet until its time. Called
+// from many goroutines.
 type Gate interface {
-	Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (reason string, err error)
+	Blocked(ctx context.Context, m *spool.Message, envs []*spool.Envelope) (reasons []string, err error)
 }
 
 // Door takes our own notices in: intake.Intake.

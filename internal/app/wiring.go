@@ -56,20 +56,29 @@ type gate struct {
 	campaigns *campaign.Service
 }
 
-// Blocked tells why an envelope is no longer wanted, "" if it is.
-func (g gate) Blocked(ctx context.Context, m *spool.Message, e *spool.Envelope) (string, error) {
-	reason, notBefore, err := g.campaigns.Blocked(ctx, m, e)
-	switch {
-	case err != nil || reason != "":
-		return reason, err
-	case !notBefore.IsZero():
-		return "", &delivery.NotYet{Until: notBefore, Reason: "quiet_hours"}
+// Blocked tells why each envelope is no longer wanted, "" if it is.
+func (g gate) Blocked(ctx context.Context, m *spool.Message, envs []*spool.Envelope) ([]string, error) {
+	reasons, to := make([]string, len(envs)), make([]mail.Path, len(envs))
+	for i, e := range envs {
+		reason, notBefore, err := g.campaigns.Blocked(ctx, m, e)
+		switch {
+		case err != nil:
+			return nil, err
+		case !notBefore.IsZero():
+			return nil, &delivery.NotYet{Until: notBefore, Reason: "quiet_hours"}
+		}
+		reasons[i], to[i] = reason, e.To
 	}
-	entry, err := g.list.Check(ctx, m.Account, e.To, m.Class == spool.Bulk)
-	if err != nil || entry == nil {
-		return "", err
+	entries, err := g.list.CheckMany(ctx, m.Account, to, m.Class == spool.Bulk)
+	if err != nil {
+		return nil, err
 	}
-	return entry.Reason, nil
+	for i, e := range entries {
+		if e != nil && reasons[i] == "" {
+			reasons[i] = e.Reason
+		}
+	}
+	return reasons, nil
 }
 
 // routes is intake.Routes: delivery is built after the door that asks it, and before anybody comes to the door.
