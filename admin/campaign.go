@@ -235,21 +235,21 @@ func (s *Server) uploadRecipients(r *request) (api.ImportReport, error) {
 			return api.ImportReport{}, badParameter(api.ImportOptionsHeader, sentence(err.Error()))
 		}
 	}
-	if err := gzipBody(r); err != nil {
+	if err := packedBody(r); err != nil {
 		return api.ImportReport{}, err
 	}
 	return s.deps.Campaigns.AddRecipients(r.Context(), r.caller.own(), r.PathValue("id"), r.Header.Get("Content-Type"),
 		s.upload(r), options)
 }
 
-// gzipBody refuses uploads that are neither plain nor packed by gzip. What reads rows unpacks them, whatever the header
-// says, within bounds.
-func gzipBody(r *request) error {
+// packedBody refuses uploads that are neither plain nor packed by gzip or zstd. What reads rows unpacks them, whatever the
+// header says, within bounds.
+func packedBody(r *request) error {
 	switch strings.ToLower(r.Header.Get("Content-Encoding")) {
-	case "", "identity", "gzip":
+	case "", "identity", "gzip", "zstd":
 		return nil
 	}
-	return &api.Problem{Status: http.StatusUnsupportedMediaType, Code: api.CodeUnsupportedMediaType, Detail: "The body may be plain or gzip."}
+	return &api.Problem{Status: http.StatusUnsupportedMediaType, Code: api.CodeUnsupportedMediaType, Detail: "The body may be plain, gzip or zstd."}
 }
 
 // plainBody refuses compressed uploads.

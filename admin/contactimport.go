@@ -200,9 +200,9 @@ func (s *Server) importOptions(r *request, into *api.ContactImportOptions) error
 	return nil
 }
 
-// importBody is the body of an upload: plain, or packed by gzip.
+// importBody is the body of an upload: plain, or packed by gzip or zstd.
 func (s *Server) importBody(r *request) (contact.Body, error) {
-	if err := gzipBody(r); err != nil {
+	if err := packedBody(r); err != nil {
 		return contact.Body{}, err
 	}
 	digest, err := contentDigest(r.Header.Values("Content-Digest"))

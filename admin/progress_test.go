@@ -115,7 +115,7 @@ func TestRecipientsMayBePackedByGzip(t *testing.T) {
 	var report api.ImportReport
 	require.NoError(t, json.Unmarshal([]byte(a.body), &report))
 	require.Equal(t, []int64{2, 4}, []int64{report.Created, report.Total})
-	require.Equal(t, 415, upload(rows, "zstd").status)
+	require.Equal(t, 415, upload(rows, "br").status)
 	require.Equal(t, 422, upload(rows[:len(rows)-9], "gzip").status, "cut off")
 }
 

@@ -33,8 +33,8 @@ func (a *app) importContacts(account *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "contacts FILE",
 		Short: "Import a CSV or JSON lines file into a list, - for standard input",
-		Long: `Import a CSV or JSON lines file into a list, - for standard input. It may be packed by gzip (name it FILE.csv.gz), and in
-UTF-8, UTF-16 with a byte order mark, EUC-KR or CP949; others want --charset. Rows that are wrong are told, and the others
+		Long: `Import a CSV or JSON lines file into a list, - for standard input. It may be packed by gzip or zstd (name it
+FILE.csv.gz or FILE.csv.zst), and in UTF-8, UTF-16 with a byte order mark, EUC-KR or CP949; others want --charset. Rows that are wrong are told, and the others
 are imported. Sending a file again doubles nobody. Whoever unsubscribed stays so unless --allow-resubscribe is given.`,
 		Example: `  relayctl import contacts customers.csv --list customers --dry-run
   relayctl import contacts export.csv.gz --list customers --column 'E-Mail=email' --column 'Vorname=attributes.Name'
@@ -43,7 +43,7 @@ are imported. Sending a file again doubles nobody. Whoever unsubscribed stays so
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in.Account = *account
 			in.Options.ColumnMap = columnsOf(columns)
-			name := strings.TrimSuffix(strings.ToLower(args[0]), ".gz")
+			name := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(args[0]), ".gz"), ".zst")
 			if kind == "" && name != strings.ToLower(args[0]) {
 				if kind = "csv"; strings.HasSuffix(name, ".jsonl") || strings.HasSuffix(name, ".ndjson") {
 					kind = "jsonl"

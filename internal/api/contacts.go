@@ -125,8 +125,8 @@ func (c *Client) DeleteSegment(ctx context.Context, account, ref string) error {
 	return c.Do(ctx, http.MethodDelete, pathOf("segments", ref, ""), ofAccount(account), nil, nil)
 }
 
-// ImportContacts streams a CSV ("text/csv") or JSON lines ("application/x-ndjson") upload, plain or packed by gzip, into
-// the list that in names; key, unless empty, makes the call safe to repeat.
+// ImportContacts streams a CSV ("text/csv") or JSON lines ("application/x-ndjson") upload, plain or packed by gzip or
+// zstd, into the list that in names; key, unless empty, makes the call safe to repeat.
 func (c *Client) ImportContacts(ctx context.Context, in CreateImport, contentType string, body io.Reader, key string) (Import, error) {
 	var out Import
 	b, err := json.Marshal(in.Options)

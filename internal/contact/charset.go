@@ -3,7 +3,6 @@ package contact
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -45,12 +44,12 @@ func readError(err error) error {
 // openText unpacks an upload and finds its encoding. charset is what its sender declares, "" for nothing.
 func openText(r io.Reader, charset string) (*bufio.Reader, *encodingOf, error) {
 	in := bufio.NewReaderSize(r, 64<<10)
-	head, err := in.Peek(3)
+	head, err := in.Peek(len(zstdMagic))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, readError(err)
 	}
-	if bytes.HasPrefix(head, []byte("\x1f\x8b")) {
-		if in, err = unpack(in); err != nil {
+	if packing := packingOf(head); packing != "" {
+		if in, err = unpack(in, packing); err != nil {
 			return nil, nil, err
 		}
 		if head, err = in.Peek(3); err != nil && !errors.Is(err, io.EOF) {
@@ -59,7 +58,7 @@ func openText(r io.Reader, charset string) (*bufio.Reader, *encodingOf, error) {
 	}
 	e := &encodingOf{name: "utf-8"}
 	switch {
-	case bytes.Equal(head, []byte("\xef\xbb\xbf")):
+	case bytes.HasPrefix(head, []byte("\xef\xbb\xbf")):
 		n, _ := in.Discard(3)
 		e.skipped, e.settled = int64(n), true
 		return in, e, nil
@@ -180,61 +179,4 @@ func (e *encodingOf) width(b byte) int64 {
 		return 4 // a surrogate pair
 	}
 	return 0
-}
-
-// Bounds of what a small upload may unpack to.
-const (
-	maxRatio  = 250
-	freeRatio = 64 << 20
-)
-
-// unpacked is a gzip stream that ends where it unpacks to more than anybody's contacts would.
-type unpacked struct {
-	z    *gzip.Reader
-	from *counted
-	n    int64
-}
-
-type counted struct {
-	r   io.Reader
-	n   int64
-	err error // that ended the reading, nil for the end
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	if err != nil && !errors.Is(err, io.EOF) {
-		c.err = err
-	}
-	return n, err
-}
-
-func unpack(r io.Reader) (*bufio.Reader, error) {
-	from := &counted{r: r}
-	z, err := gzip.NewReader(from)
-	if from.err != nil {
-		return nil, readError(from.err)
-	}
-	if err != nil {
-		return nil, errEncoding("the upload begins like gzip and is not: %v", err)
-	}
-	return bufio.NewReaderSize(&unpacked{z: z, from: from}, 64<<10), nil
-}
-
-func (u *unpacked) Read(p []byte) (int, error) {
-	n, err := u.z.Read(p)
-	u.n += int64(n)
-	switch {
-	case u.n > freeRatio && u.n/maxRatio > u.from.n:
-		return 0, errEncoding("the upload unpacks to more than %d times its size", maxRatio)
-	case err == nil, errors.Is(err, io.EOF):
-	case u.from.err != nil: // not what it says is wrong, but that it does not come
-		return n, u.from.err
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return n, errEncoding("the upload ends in the middle of its gzip stream")
-	default: // a wrong checksum, a second stream that is none, or bits that mean nothing
-		return n, errEncoding("the upload is damaged: %v", err)
-	}
-	return n, err
 }

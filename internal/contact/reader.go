@@ -25,7 +25,7 @@ type ReadOptions struct {
 
 // Reader yields the rows of an upload: CSV with a header row, or one JSON object per line. It takes UTF-8 with or without
 // a byte order mark, UTF-16 with one, EUC-KR and CP949 as they are recognised, any other encoding that is declared, and
-// all of that packed by gzip. Memory stays at one row.
+// all of that packed by gzip or zstd. Memory stays at one row.
 type Reader struct {
 	rows rowReader
 	text *encodingOf

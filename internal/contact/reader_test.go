@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
 	"unicode/utf8"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/text/encoding/korean"
 	utf16 "golang.org/x/text/encoding/unicode"
@@ -130,6 +132,8 @@ func TestEncodings(t *testing.T) {
 		"euc_kr_named":  {"text/csv; charset=EUC-KR", euc, eucWidth, "euc-kr"},
 		"cp949_named":   {"text/csv; charset=cp949", euc, eucWidth, "euc-kr"},
 		"gzip":          {"text/csv", packed(t, []byte(text)), utf8Width, "utf-8"},
+		"zstd":          {"text/csv", packedByZstd(t, []byte(text)), utf8Width, "utf-8"},
+		"zstd_of_cp949": {"text/csv", packedByZstd(t, euc), eucWidth, "euc-kr"},
 		"gzip_of_cp949": {"text/csv", packed(t, euc), eucWidth, "euc-kr"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -196,6 +200,73 @@ func TestColumnsAreMapped(t *testing.T) {
 }
 
 func rowOfTest(email string) Row { return row(email, Absent) }
+
+func packedByZstd(t testing.TB, b []byte, o ...zstd.EOption) []byte {
+	t.Helper()
+	z, err := zstd.NewWriter(nil, o...)
+	require.NoError(t, err)
+	defer z.Close()
+	return z.EncodeAll(b, nil)
+}
+
+func TestZstdIsUnpackedWithinBounds(t *testing.T) {
+	t.Parallel()
+	drain := func(body io.Reader) (rows int, err error) {
+		r, err := NewReader("text/csv", body, ReadOptions{})
+		for err == nil {
+			if _, err = r.Next(); err == nil {
+				rows++
+			}
+		}
+		return rows, err
+	}
+	var text bytes.Buffer
+	text.WriteString("email,name\n")
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 200_000 {
+		fmt.Fprintf(&text, "u%d@x.example,%x\n", i, random.Uint64())
+	}
+	good := packedByZstd(t, text.Bytes())
+	rows, err := drain(bytes.NewReader(good))
+	require.ErrorIs(t, err, io.EOF)
+	require.Equal(t, 200_000, rows)
+	more := packedByZstd(t, []byte("more@x.example,M\n"))
+	rows, err = drain(bytes.NewReader(append(bytes.Clone(good), more...)))
+	require.ErrorIs(t, err, io.EOF)
+	require.Equal(t, 200_001, rows, "several frames are one upload")
+
+	flipped := bytes.Clone(good)
+	flipped[len(flipped)/2] ^= 0xff
+	var wide bytes.Buffer
+	z, err := zstd.NewWriter(&wide, zstd.WithWindowSize(16<<20))
+	require.NoError(t, err)
+	_, err = io.Copy(z, io.MultiReader(bytes.NewReader(text.Bytes()), bytes.NewReader(make([]byte, 20<<20))))
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	bomb := append([]byte("email,name\n"), bytes.Repeat([]byte("a@x.example,"+strings.Repeat(" ", 1000)+"\n"), 120_000)...)
+	for name, tt := range map[string]struct {
+		body io.Reader
+		want string
+	}{
+		"cut_off":         {bytes.NewReader(good[:len(good)-9]), "ends in the middle"},
+		"flipped":         {bytes.NewReader(flipped), "damaged"},
+		"something_after": {bytes.NewReader(append(bytes.Clone(good), "email\n"...)), "the upload "},
+		"wide_window":     {&wide, "window"},
+		"bomb":            {bytes.NewReader(packedByZstd(t, bomb)), "more than 250 times"},
+		"only_magic":      {strings.NewReader(zstdMagic), "ends in the middle"},
+		"broken_pipe":     {io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(io.ErrClosedPipe)), ""},
+	} {
+		_, err := drain(tt.body)
+		bad, ok := errors.AsType[*InvalidError](err)
+		require.Equal(t, tt.want != "", ok, "%s: %v", name, err)
+		if ok {
+			require.Equal(t, "invalid_encoding", bad.Code, name)
+			require.Contains(t, bad.Detail, tt.want, name)
+			continue
+		}
+		require.ErrorIs(t, err, io.ErrClosedPipe, name)
+	}
+}
 
 func TestGzipBombEnds(t *testing.T) {
 	t.Parallel()
@@ -268,7 +339,7 @@ func TestDamagedGzipIsNoFaultOfOurs(t *testing.T) {
 func FuzzReader(f *testing.F) {
 	for _, s := range []string{
 		"email,name\na@b.c,x\n", "email\r\"b\"\"\"\r\n", "\ufeffemail;b\n\"x\ny\";z", "email\n\"", "email,b\n\xff,\n", "email,\"b\" ,c\n",
-		"\xff\xfee\x00m\x00a\x00i\x00l\x00\n\x00a\x00", "email\n\xb0\xa1\n", string(packed(f, []byte("email\na@b.c\n"))),
+		"\xff\xfee\x00m\x00a\x00i\x00l\x00\n\x00a\x00", "email\n\xb0\xa1\n", string(packed(f, []byte("email\na@b.c\n"))), string(packedByZstd(f, []byte("email\na@b.c\n"))),
 	} {
 		f.Add("text/csv", []byte(s))
 	}
