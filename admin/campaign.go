@@ -196,7 +196,7 @@ func (s *Server) showCampaign(r *request) (api.Campaign, error) {
 
 // startCampaign starts one, or with dry_run tells what would become of it, as validate does.
 func (s *Server) startCampaign(r *request) (any, error) {
-	dry, err := boolParameter(r, "dry_run")
+	dry, err := dryRun(r)
 	if err != nil {
 		return nil, err
 	}

@@ -209,6 +209,10 @@ func TestImportOverTheAPI(t *testing.T) {
 		require.Zero(t, again.Rejected)
 	}
 	require.Len(t, send[api.Page[api.Import]](h, "GET", "/v1/imports", token, "", 200).Data, 4)
+	for i, query := range []string{"", "&dry_run=false"} { // the query wins
+		got := send[api.Import](h, "POST", "/v1/imports?list=customers"+query, token, upload, 202, "Content-Type", "text/csv", "Prefer", "handling=strict; dry-run")
+		require.Equal(t, i == 0, got.DryRun, query)
+	}
 
 	for name, tt := range map[string]struct {
 		query, body string

@@ -105,12 +105,27 @@ func importQuery(r *request, in *api.CreateImport) error {
 		}
 		in.MaxErrors = n
 	}
-	if q.Get("dry_run") == "" {
-		return nil
+	dry, err := dryRun(r)
+	if q.Get("dry_run") != "" || dry {
+		in.DryRun = dry
 	}
-	var err error
-	in.DryRun, err = boolParameter(r, "dry_run")
 	return err
+}
+
+// dryRun tells whether the caller only asks what would happen: ?dry_run=true, or the preference dry-run (RFC 7240) where the
+// query does not say.
+func dryRun(r *request) (bool, error) {
+	if r.URL.Query().Get("dry_run") != "" {
+		return boolParameter(r, "dry_run")
+	}
+	for _, value := range r.Header.Values("Prefer") {
+		for preference := range strings.FieldsFuncSeq(value, func(c rune) bool { return c == ',' || c == ';' }) {
+			if strings.EqualFold(strings.TrimSpace(preference), "dry-run") {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // boolParameter reads a query parameter that is true or false; without it, it is false.
