@@ -19,8 +19,8 @@ func (s *Service) Patch(ctx context.Context, account, id, etag string, in *api.P
 	if err != nil {
 		return api.Campaign{}, err
 	}
-	if etag != "" && etag != r.etag() {
-		return api.Campaign{}, ErrChanged
+	if err := unchanged(etag, r.etag()); err != nil {
+		return api.Campaign{}, err
 	}
 	content := in.Name != nil || in.From != nil || in.ReplyTo != nil || in.Template != nil || in.Data != nil || in.OnMissing != nil || in.Audience != nil || in.Tags != nil
 	switch {

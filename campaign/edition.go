@@ -229,8 +229,8 @@ func (s *Service) PatchTemplate(ctx context.Context, account, name, match string
 		if err != nil {
 			return api.Template{}, err
 		}
-		if match != "" && match != before.etag() {
-			return api.Template{}, ErrChanged
+		if err := unchanged(match, before.etag()); err != nil {
+			return api.Template{}, err
 		}
 		source := content.Source
 		patch(&source, in)
@@ -399,8 +399,8 @@ func (s *Service) DeleteTemplate(ctx context.Context, account, name, match strin
 		if err != nil {
 			return err
 		}
-		if match != "" && match != r.etag() {
-			return ErrChanged
+		if err := unchanged(match, r.etag()); err != nil {
+			return err
 		}
 		return deleteTemplate(tx, account, name, r)
 	})

@@ -67,3 +67,11 @@ func (e *Invalid) orNil() error {
 	}
 	return e
 }
+
+// unchanged refuses a change of what is not as the caller saw it: match is the ETag that it saw, "" for whatever it is.
+func unchanged(match, etag string) error {
+	if match != "" && match != etag {
+		return ErrChanged
+	}
+	return nil
+}
