@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -227,4 +228,52 @@ func TestNobodyWhoWaitsIsAskedInVain(t *testing.T) {
 	s.unproven--
 	s.relieve()
 	require.Empty(t, s.starved[unknown], "there is room again, and these have nothing to send")
+}
+
+// TestABusySiteGivesWay has more busy sites than connections, all with mail for hours: a site that comes later gets its first
+// message after a bounded number of the others' transactions, whatever its class, and nobody is forgotten.
+func TestABusySiteGivesWay(t *testing.T) {
+	t.Parallel()
+	for name, class := range map[string]spool.Class{"transactional": spool.Transactional, "bulk": spool.Bulk} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				const connections, busy, each = 10, 14, 120
+				var mu sync.Mutex
+				sent := map[string]int{}
+				before := 0
+				mx := &testutil.MX{}
+				mx.Received = func(m *testutil.Mail) {
+					mu.Lock()
+					_, domain, _ := strings.Cut(m.To[0], "@")
+					sent[domain]++
+					mu.Unlock()
+					<-time.After(100 * time.Millisecond)
+				}
+				r := crowdRig(t, &crowd{}, mx, busy+1)
+				r.cfg.MaxConnections = connections
+				r.start()
+				for range each {
+					for i := range busy {
+						r.submit(submission{to: []string{fmt.Sprintf("a@d%d.example", i)}, class: class, stream: name})
+					}
+				}
+				<-time.After(5 * time.Second)
+				mu.Lock()
+				before = len(mx.Mails())
+				require.Len(t, sent, busy, "each has had a turn")
+				mu.Unlock()
+				id := r.submit(submission{to: []string{fmt.Sprintf("a@d%d.example", busy)}, class: class, stream: name})
+				require.Equal(t, spool.Delivered, r.outcome(id, 0).Result.Outcome)
+				require.Less(t, len(mx.Mails())-before, (busy+connections)*turnLength, "a turn of each that runs, and of each that waits before it")
+				<-time.After(time.Hour)
+				require.Len(t, mx.Mails(), busy*each+1)
+				s := r.sched
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				require.Zero(t, s.workers+s.called+s.bareBulk+s.bulk+s.unproven+s.suspects)
+				require.Equal(t, [standings]int{}, s.bare)
+			})
+		})
+	}
 }

@@ -158,6 +158,7 @@ func (s *Scheduler) fill(st *site, o errand) {
 			}
 			s.mu.Lock()
 			st.filling, o.flow.leasing = false, false
+			s.pass(st)
 			s.mu.Unlock()
 			return
 		}
@@ -182,8 +183,19 @@ func (s *Scheduler) another(st *site) errand {
 	if o.flow == nil {
 		st.filling = false
 		s.kick(st)
+		if !st.filling {
+			s.pass(st)
+		}
 	}
 	return o
+}
+
+// pass hands on the connection that was kept for a site which has no use for it. The caller holds mu.
+func (s *Scheduler) pass(st *site) {
+	if st.called {
+		s.uncall(st)
+		s.relieve()
+	}
 }
 
 // arrived makes bundles of a lease and puts workers on them.

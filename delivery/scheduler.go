@@ -103,7 +103,11 @@ type Scheduler struct {
 	alarms    alarmHeap
 	batches   map[*batch]struct{}
 	starved   [standings][]*site
+	first     standing             // whose list is called first next time
+	bare      [standings]int       // of them that have no connection
+	called    int                  // sites that lease for a connection that is kept for them
 	crowded   []*site              // have bulk ready while all that bulk may have is in use
+	bareBulk  int                  // of them that send none
 	streams   map[flowKey]int      // lane of the last lease
 	domains   map[string]int       // failed look-ups in a row
 	known     map[string]knownSite // site of each queue domain

@@ -26,10 +26,12 @@ type site struct {
 	leased  int            // envelopes under lease and not settled
 	filling bool           // a goroutine leases
 
-	bulk    int  // running workers that send bulk
-	proven  bool // a session was opened since the last failure
-	starved bool // waits for a connection in all
-	crowded bool // waits for a connection for bulk in all
+	bulk    int      // running workers that send bulk
+	proven  bool     // a session was opened since the last failure
+	starved bool     // waits for a connection in all
+	stands  standing // where it does
+	called  bool     // a connection is kept for it while it leases
+	crowded bool     // waits for a connection for bulk in all
 	used    time.Time
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"relayd/internal/mail"
@@ -141,17 +142,21 @@ func (s *Scheduler) room(st *site) bool {
 }
 
 // fits tells whether the number of workers allows one more at the site. The caller holds mu.
-func (s *Scheduler) fits(st *site) bool { return s.open(st.standing()) }
+func (s *Scheduler) fits(st *site) bool {
+	taken := s.workers + s.called
+	if st.called {
+		taken--
+	}
+	return taken < s.cfg.MaxConnections && s.open(st.standing())
+}
 
-// open tells whether the number of workers allows one more at a site of that standing: dead sites must not take all there
+// open tells whether the number of workers at sites of that standing allows one more: dead sites must not take all there
 // is, and those that failed last time little of it. The caller holds mu.
 func (s *Scheduler) open(k standing) bool {
-	switch {
-	case s.workers >= s.cfg.MaxConnections:
-		return false
-	case k == unknown:
+	switch k {
+	case unknown:
 		return s.unproven < max(1, s.cfg.MaxConnections/2)
-	case k == failed:
+	case failed:
 		return s.suspects < max(1, s.cfg.MaxConnections/8)
 	}
 	return true
@@ -161,29 +166,89 @@ func (s *Scheduler) open(k standing) bool {
 func (s *Scheduler) starve(st *site) {
 	if !st.starved {
 		st.starved = true
-		k := st.standing()
-		s.starved[k] = append(s.starved[k], st)
+		st.stands = st.standing()
+		s.starved[st.stands] = append(s.starved[st.stands], st)
+		if st.own.running == 0 {
+			s.bare[st.stands]++
+		}
 	}
 }
 
-// relieve lets sites that wait for a connection, or for one for bulk, try again, as long as there are any. The caller holds mu.
+// relieve lets sites that wait for a connection, or for one for bulk, try again, as long as there are any: first those that
+// have none. The caller holds mu.
 func (s *Scheduler) relieve() {
-	for k := range s.starved { // nobody is asked in vain: there may be thousands
-		for n := len(s.starved[k]); n > 0 && s.open(standing(k)); n-- {
+	s.first = (s.first + 1) % standings
+	for i := range standings { // nobody is asked in vain: there may be thousands
+		k := (s.first + i) % standings
+		for n := len(s.starved[k]); n > 0 && s.workers+s.called < s.cfg.MaxConnections && s.open(k); n-- {
 			st := s.starved[k][0]
 			s.starved[k][0] = nil
 			s.starved[k] = s.starved[k][1:]
+			if st.own.running > 0 && s.bareWaits() { // its workers ask again
+				s.starved[k] = append(s.starved[k], st)
+				continue
+			}
 			st.starved = false
+			if st.own.running == 0 {
+				s.bare[k]--
+			}
 			s.kick(st)
+			if st.filling && st.own.running == 0 && !st.called { // its place is kept while it leases
+				st.called = true
+				s.called++
+			}
 		}
 	}
-	for n := len(s.crowded); n > 0 && s.workers < s.cfg.MaxConnections && s.bulk < bulkWindow(s.cfg.MaxConnections); n-- {
+	for n := len(s.crowded); n > 0 && s.workers+s.called < s.cfg.MaxConnections && s.bulk < bulkWindow(s.cfg.MaxConnections); n-- {
 		st := s.crowded[0]
 		s.crowded[0] = nil
 		s.crowded = s.crowded[1:]
+		if s.bareBulk > 0 && st.bulk > 0 {
+			s.crowded = append(s.crowded, st)
+			continue
+		}
 		st.crowded = false
+		if st.bulk == 0 {
+			s.bareBulk--
+		}
 		s.kick(st)
 	}
+}
+
+// bareWaits tells whether a site without any connection waits for one that its standing allows. The caller holds mu.
+func (s *Scheduler) bareWaits() bool {
+	for k, n := range s.bare {
+		if n > 0 && s.open(standing(k)) {
+			return true
+		}
+	}
+	return false
+}
+
+// uncall gives up the place that is kept for a site. The caller holds mu.
+func (s *Scheduler) uncall(st *site) {
+	if st.called {
+		st.called = false
+		s.called--
+	}
+}
+
+// The turn of a worker: after so many transactions, or so long, it gives way where others wait who have no connection.
+const (
+	turnLength = 20
+	turnTime   = 2 * time.Second
+)
+
+// givesWay tells whether a worker that has just sent bulk, or something else, ends although its site may have more for it:
+// all connections are taken, its turn is over, and a site that has none could use its place. The caller holds mu.
+func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
+	if w.sent < turnLength && now.Sub(w.began) < turnTime {
+		return false
+	}
+	if s.workers+s.called >= s.cfg.MaxConnections && s.bareWaits() {
+		return true
+	}
+	return bulk && s.bareBulk > 0 && s.bulk+1 >= bulkWindow(s.cfg.MaxConnections) // it was counted off
 }
 
 func (s *Scheduler) closeLater(old *Session) {
@@ -223,6 +288,9 @@ func (s *Scheduler) next(st *site, now time.Time) *bundle {
 	} else if !bulk && st.ready[laneBulk] > 0 && !st.crowded && s.bulk >= bulkWindow(s.cfg.MaxConnections) {
 		st.crowded = true
 		s.crowded = append(s.crowded, st)
+		if st.bulk == 0 {
+			s.bareBulk++
+		}
 	}
 	return b
 }
@@ -237,6 +305,9 @@ func (s *Scheduler) begin(st *site, b *bundle, now time.Time) {
 		l.running++
 	}
 	if b.class == spool.Bulk {
+		if st.crowded && st.bulk == 0 {
+			s.bareBulk--
+		}
 		st.bulk++
 		s.bulk++
 	}
@@ -247,6 +318,9 @@ func (s *Scheduler) end(st *site, b *bundle, unsent int) {
 	if b.class == spool.Bulk {
 		st.bulk--
 		s.bulk--
+		if st.crowded && st.bulk == 0 {
+			s.bareBulk++
+		}
 	}
 	if unsent > 0 {
 		for _, l := range st.limiters() {
@@ -284,6 +358,10 @@ func (s *Scheduler) callFor(f *flow) {
 
 // hire starts a worker with its first bundle. The caller holds mu.
 func (s *Scheduler) hire(st *site, b *bundle, now time.Time) {
+	s.uncall(st)
+	if st.starved && st.own.running == 0 {
+		s.bare[st.stands]--
+	}
 	for _, l := range st.limiters() {
 		l.running++
 	}
@@ -308,6 +386,7 @@ type worker struct {
 	proven  bool // was counted as such, or is by now
 	suspect bool // the site failed last time
 	began   time.Time
+	sent    int                // transactions
 	cancel  context.CancelFunc // of its first connection
 	hurried bool               // that took too long while others waited
 }
@@ -360,10 +439,10 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 		s.mu.Lock()
 		s.end(st, b, len(rep.again))
 		s.learn(st, b, rep)
-		f := b.flow
+		f, bulk, now := b.flow, b.class == spool.Bulk, s.now()
 		b = nil
-		if !st.over() && s.workers <= s.cfg.MaxConnections {
-			now := s.now()
+		w.sent++
+		if !st.over() && s.workers <= s.cfg.MaxConnections && !s.givesWay(w, bulk, now) {
 			s.goOn(st, f, now)
 			if b = s.next(st, now); b != nil {
 				s.kick(st)
@@ -380,16 +459,22 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 	for _, l := range st.limiters() {
 		l.running--
 	}
+	if st.starved && st.own.running == 0 { // it had its turn
+		s.bare[st.stands]++
+		list := s.starved[st.stands]
+		i := slices.Index(list, st)
+		s.starved[st.stands] = append(slices.Delete(list, i, i+1), st)
+	}
 	st.used = s.now()
 	s.workers--
 	s.prove(w)
+	s.relieve() // before its own site, if it gave way
 	s.kick(st)
 	for _, l := range st.limiters() {
 		if len(l.line) > 0 {
 			s.call(l)
 		}
 	}
-	s.relieve()
 	s.mu.Unlock()
 	s.poke() // there may be an idle session to watch
 }
