@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -319,7 +320,9 @@ func TestB9_SlowRecordsUnderTLS(t *testing.T) {
 		conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test
 		require.NoError(t, conn.Handshake())
 		c.Conn = conn
-		go func() { _, _ = io.Copy(io.Discard, conn) }()
+		var read sync.WaitGroup
+		read.Go(func() { _, _ = io.Copy(io.Discard, conn) })
+		defer read.Wait()
 		_, err := io.WriteString(raw, "\x17\x03\x03\x40\x00") // 16 KB of data follow
 		require.NoError(t, err)
 		began := time.Now()
@@ -335,7 +338,9 @@ func TestB9_TalkingOnAfterTheEnd(t *testing.T) {
 		c.expect("220")
 		c.cmd("GET / HTTP/1.1", "554")
 		began := time.Now()
+		stopped := make(chan struct{})
 		go func() {
+			defer close(stopped)
 			for {
 				if _, err := io.WriteString(c.Conn, "x"); err != nil {
 					return
@@ -345,6 +350,7 @@ func TestB9_TalkingOnAfterTheEnd(t *testing.T) {
 		}()
 		<-done
 		require.LessOrEqual(t, time.Since(began), lingerFor)
+		<-stopped
 	})
 }
 
