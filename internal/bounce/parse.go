@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"io"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 
 	"relayd/internal/mail"
 )
@@ -33,11 +31,15 @@ func Parse(r io.Reader, c Classifier) (*Report, error) {
 func readStatus(rep *Report, m *part) bool {
 	found := false
 	kinds := map[Kind][]Recipient{}
+	left := maxText
 	m.walk(func(p *part) {
 		switch {
 		case p.kind == "message/delivery-status" || p.kind == "message/global-delivery-status":
 			found = true
-			for _, g := range groups(normal(p.text())) {
+			text := normal(p.text())
+			text = text[:min(len(text), left)]
+			left -= len(text)
+			for _, g := range groups(text) {
 				if mta := g.get("reporting-mta"); mta != "" && rep.Reporter == "" {
 					_, mta, _ = strings.Cut(mta, ";")
 					rep.Reporter = mail.CleanText(strings.TrimSpace(mta), 255)
@@ -81,6 +83,9 @@ func statusOf(g *part) (to Recipient, kind Kind, ok bool) {
 	}
 	if to.reply.Status.IsZero() || to.reply.Status.Subject == 0 && to.reply.Status.Detail == 0 {
 		to.reply.Status = status
+	}
+	if to.reply.Code == 0 && status.Class != 2 && status.Class != 4 { // no reply: words of the system that reports
+		to.reply.Status = cmp.Or(statusInWords(diagnostic), to.reply.Status)
 	}
 	switch {
 	case action == "failed", action == "" && status.Class == 5:
@@ -162,7 +167,7 @@ func readFeedback(rep *Report, m *part) bool {
 
 // readUnsubscribe knows mail to an unsubscribe address: its subject says so.
 func readUnsubscribe(rep *Report, m *part) bool {
-	subject := strings.ToLower(mail.DecodeText(m.get("subject")))
+	subject := strings.ToLower(m.subject())
 	word, _, _ := strings.Cut(strings.TrimSpace(subject), " ")
 	if word != "unsubscribe" && word != "remove" && word != "수신거부" {
 		return false
@@ -177,7 +182,7 @@ func readUnsubscribe(rep *Report, m *part) bool {
 // replyIn finds an SMTP reply in text: a code, an enhanced status code, or both.
 func replyIn(text string) mail.Reply {
 	text = strings.Join(strings.Fields(text), " ")
-	r := mail.Reply{Text: text}
+	r := mail.Reply{Text: text[:min(len(text), maxSaid)]}
 	if m := patterns().reply.FindStringSubmatch(text); m != nil {
 		r.Code, _ = strconv.Atoi(m[1])
 		if st, _, ok := mail.ParseStatus(m[2]); ok && st.Class == r.Code/100 {
@@ -197,35 +202,22 @@ func replyIn(text string) mail.Reply {
 	return r
 }
 
-// compiled are the patterns of free text.
-type compiled struct {
-	reply, status, address, bounceSubject, bounceSender, bounceText, delayText, autoSubject, original *regexp.Regexp
-}
-
-// patterns are compiled once; a test reads them all.
-var patterns = sync.OnceValue(func() *compiled {
-	return &compiled{
-		reply:         regexp.MustCompile(`(?:^|[^\d.@])([45][0-5]\d)[ -]+\(?#?((?:[45]\.\d{1,3}\.\d{1,3})?)`),
-		status:        regexp.MustCompile(`(?:\b)[245]\.\d{1,3}\.\d{1,3}\b`),
-		address:       regexp.MustCompile(`[A-Za-z0-9!#$%&'*+/=?^_{|}~.\-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62}\.)+[A-Za-z0-9\-]{2,63}`),
-		bounceSubject: regexp.MustCompile(`(?i)undeliver|undelivered|delivery (status|failure|failed|problem|report|notification)|returned? (mail|to sender|message)|mail (delivery|system) (fail|error|subsystem)|failure notice|failed (mail|delivery)|could ?n[o']t (be )?(sent|deliver)|not delivered|message (delivery )?(delayed|not delivered|undeliverable)|warning: (could not send|message)|non ?-?deliver|nicht zustellbar|unzustellbar|non remis|no entregado|mancata consegna|반송|전송 ?실패|발송 ?실패|配信不能|退信`),
-		bounceSender:  regexp.MustCompile(`(?i)mailer[-_.]?daemon|post ?master|mail delivery (sub)?system|mail-?administrator|<>`),
-		bounceText:    regexp.MustCompile(`(?i)could not be delivered|was not delivered|wasn't delivered|not able to deliver|unable to deliver|permanent fatal errors|permanent error|did not reach|delivery (to the following|has failed|failed)|undeliverable|cannot be delivered|couldn't be delivered|returned to (the )?sender|no such user|user unknown|unknown user|전달하지 못|반송`),
-		delayText:     regexp.MustCompile(`(?i)delayed|will (be )?(retr|keep trying|continue)|still (being )?(tr(y|ied)|retried)|not yet been delivered|warning message only|you do not need to resend`),
-		autoSubject:   regexp.MustCompile(`(?i)^\W{0,3}(auto(matic|mated|matische|maattisch)?[- ]?(reply|response|antwort|respond)|auto:|out of (the )?office|ooo\b|on vacation|vacation|away from|abwesenheit|abwesend|réponse automatique|absence|respuesta automática|risposta automatica|fuori ufficio|부재|자동 ?(응답|회신)|自動(応答|返信)|自动回复)`),
-		original:      regexp.MustCompile(`(?im)^[-\s>*]*(-+ ?(this is a copy|original message|below this line|the body of the message|message header|unsent message|included is)|original message follows|below is a copy|a copy of the (original )?message|message headers? follow|received: from)`),
-	}
-})
-
-// readAutoReply knows the answers of machines to mail that arrived.
+// readAutoReply knows the answers of machines to mail that arrived. What calls itself automatic may be a bounce still:
+// Exim's and Exchange's do.
 func readAutoReply(rep *Report, m *part) bool {
-	subject := strings.TrimSpace(mail.DecodeText(m.get("subject")))
-	if patterns().bounceSender.MatchString(m.get("from")) && patterns().bounceSubject.MatchString(subject) {
+	subject := m.subject()
+	titled, system := patterns().bounceSubject.MatchString(subject), patterns().bounceSender.MatchString(m.from())
+	if m.get("x-failed-recipients") != "" || titled && system {
 		return false
 	}
-	auto := strings.ToLower(m.get("auto-submitted"))
-	automatic := strings.HasPrefix(auto, "auto-replied") || patterns().autoSubject.MatchString(subject)
-	for _, name := range []string{"x-autoreply", "x-autorespond", "x-autogenerated", "x-autoreply-from", "x-mail-autoreply"} {
+	sure := patterns().autoSubject.MatchString(subject)
+	m.walk(func(p *part) {
+		if p.kind == "message/disposition-notification" { // a receipt, RFC 8098
+			sure = true
+		}
+	})
+	automatic := sure || strings.HasPrefix(strings.ToLower(m.get("auto-submitted")), "auto-replied")
+	for _, name := range []string{"x-autoreply", "x-autorespond", "x-autoresponder", "x-autogenerated", "x-autoreply-from", "x-mail-autoreply"} {
 		if v := strings.ToLower(m.get(name)); v != "" && v != "no" {
 			automatic = true
 		}
@@ -234,67 +226,60 @@ func readAutoReply(rep *Report, m *part) bool {
 	case "auto_reply", "auto-reply", "autoreply":
 		automatic = true
 	}
-	m.walk(func(p *part) {
-		if p.kind == "message/disposition-notification" { // a receipt, RFC 8098
-			automatic = true
-		}
-	})
-	if automatic && m.get("x-failed-recipients") != "" || automatic && patterns().bounceSubject.MatchString(subject) {
+	if !automatic {
 		return false
 	}
-	if automatic {
-		rep.Kind = AutoReply
-		if a := address(m.get("from")); a != "" {
-			rep.Recipients = append(rep.Recipients, Recipient{Address: a})
-		}
+	if (titled || system) && !sure && readFreeForm(rep, m) {
+		return true
 	}
-	return automatic
+	rep.Kind = AutoReply
+	if a := address(m.get("from")); a != "" {
+		rep.Recipients = append(rep.Recipients, Recipient{Address: a})
+	}
+	return true
 }
 
 // readFreeForm reads bounces without a delivery status: qmail's, Exim's, Sendmail's of old, Exchange's, and others.
+// People write about bounces too, and forward them: what does not come from a mail system has to tell a status code in
+// words of its own to be taken for one, and an answer or a forwarded message never is.
 func readFreeForm(rep *Report, m *part) bool {
 	failed := m.get("x-failed-recipients")
-	subject := mail.DecodeText(m.get("subject"))
-	sender := patterns().bounceSender.MatchString(m.get("from")) || strings.TrimSpace(m.get("return-path")) == "<>"
-	titled := patterns().bounceSubject.MatchString(subject)
-	var text []byte
-	m.walk(func(p *part) {
-		if strings.HasPrefix(p.kind, "text/plain") && len(text) == 0 {
-			text = normal(p.text())
-			text = text[:min(len(text), maxFreeText)]
-		}
-	})
-	if len(text) == 0 && strings.HasPrefix(m.kind, "text/html") {
-		text = patterns().tags().ReplaceAll(normal(m.text()), []byte(" "))
-		text = text[:min(len(text), maxFreeText)]
+	subject := m.subject()
+	if failed == "" && patterns().answer.MatchString(subject) {
+		return false
 	}
+	sender := patterns().bounceSender.MatchString(m.from()) || strings.TrimSpace(m.get("return-path")) == "<>"
+	titled := patterns().bounceSubject.MatchString(subject)
+	text := m.freeText()
+	if !sender {
+		text = patterns().quoted.ReplaceAll(text, nil)
+	}
+	var original *part
 	if at := patterns().original.FindIndex(text); at != nil && at[0] > 0 {
-		rest := parsePart(bytes.TrimLeft(text[at[1]:], "\n -"))
-		rep.original(rest)
+		original = parsePart(bytes.TrimLeft(text[at[1]:], "\n -"))
 		text = text[:at[0]]
 	}
 	says := patterns().bounceText.Match(text)
 	late := patterns().delayText.Match(text) && !strings.Contains(strings.ToLower(string(text)), "permanent")
-	if failed == "" && !(sender && (titled || says)) && !(titled && says) {
+	if failed == "" && !(sender && (titled || says)) && !(titled && says && !replyIn(string(text)).Status.IsZero()) {
 		return false
 	}
 	own := map[string]bool{address(m.get("from")): true, address(m.get("to")): true, address(m.get("return-path")): true}
-	rep.Recipients = recipientsIn(string(text), failed, own)
-	if len(rep.Recipients) == 0 && !(sender && says) {
+	to := recipientsIn(string(text), failed, own)
+	if len(to) == 0 && !(sender && says) {
 		return false
 	}
-	rep.Kind = Bounce
+	if original != nil {
+		rep.original(original)
+	}
+	rep.Kind, rep.Recipients = Bounce, append(rep.Recipients, to...)
 	if late && failed == "" {
 		rep.Kind = Delay
 	}
 	return true
 }
 
-var tagPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`<[/!a-zA-Z][^<>@]{0,900}>`) })
-
-func (*compiled) tags() *regexp.Regexp { return tagPattern() }
-
-// recipientsIn finds the addresses that a text is about, each with what is said after it, up to the next one.
+// recipientsIn finds the addresses that a text is about, each with what is said after it, up to the next other one.
 func recipientsIn(text, failed string, own map[string]bool) []Recipient {
 	var out []Recipient
 	index := map[string]int{}
@@ -317,16 +302,20 @@ func recipientsIn(text, failed string, own map[string]bool) []Recipient {
 	}
 	listed := len(out) > 0 // the header names them all
 	at := patterns().address.FindAllStringIndex(text, maxRecipients)
-	for i, span := range at {
+	for i := 0; i < len(at); i++ {
+		span := at[i]
+		a := address(text[span[0]:span[1]])
+		for i+1 < len(at) && address(text[at[i+1][0]:at[i+1][1]]) == a { // a reply that names it again goes on
+			i++
+		}
 		end := len(text)
 		if i+1 < len(at) {
 			end = at[i+1][0]
 		}
-		a := address(text[span[0]:span[1]])
 		if _, known := index[a]; listed && !known || isService(a) {
 			continue
 		}
-		end = min(end, span[1]+2048)
+		end = min(end, span[1]+maxSaid)
 		add(a, text[span[1]:end])
 	}
 	if len(out) > 0 && out[0].reply.Code == 0 { // what is said before the first address, or around all of them
@@ -342,9 +331,16 @@ func recipientsIn(text, failed string, own map[string]bool) []Recipient {
 		}
 	}
 	for i := range out {
-		if out[i].reply.Code == 0 {
-			out[i].reply.Code = 550 // a bounce without a code is one all the same
+		if out[i].reply.Code != 0 {
+			continue
 		}
+		r := mail.Reply{Code: 550, Text: out[i].reply.Text} // a bounce without a code is one all the same
+		if i > 0 && out[i-1].reply.Text == r.Text {
+			r.Status = out[i-1].reply.Status
+		} else {
+			r.Status = statusInWords(r.Text)
+		}
+		out[i].reply = r
 	}
 	return out
 }

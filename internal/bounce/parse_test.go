@@ -125,6 +125,26 @@ func TestBoundsHold(t *testing.T) {
 	require.NoError(t, err)
 	require.LessOrEqual(t, len(rep.Recipients), 1000)
 
+	said := 0
+	count := func(r mail.Reply) bounce.Verdict {
+		said += len(r.Text)
+		return bounce.Verdict{}
+	}
+	var named, status strings.Builder
+	for i := range 600 {
+		fmt.Fprintf(&named, "u%d@b.example,", i)
+		fmt.Fprintf(&status, "Final-Recipient: rfc822; u%d@b.example\nAction: failed\nStatus: 5.1.1\nDiagnostic-Code: smtp; 550 %d %s\n\n", i, i, strings.Repeat("no ", 1000))
+	}
+	long := strings.Repeat("could not be delivered ", 5000)
+	for _, text := range []string{plainFrom("mailer-daemon@x.example", "undelivered", "X-Failed-Recipients: "+named.String()+"\n", long), dsn(status.String())} {
+		said = 0
+		rep, err = bounce.Parse(strings.NewReader(text), count)
+		require.NoError(t, err)
+		require.Greater(t, len(rep.Recipients), 50)
+		require.Positive(t, said)
+		require.LessOrEqual(t, said, 32<<10, "to classify text costs")
+	}
+
 	var nested bytes.Buffer
 	for i := range 10_000 {
 		fmt.Fprintf(&nested, "Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n", i, i)
@@ -152,6 +172,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(report("feedback-report", "Content-Type: message/feedback-report\n\nFeedback-Type: abuse\nOriginal-Rcpt-To: gone@dest.example\n")))
 	f.Add([]byte(plainFrom("MAILER-DAEMON@x.example", "failure notice", "X-Failed-Recipients: a@b.example, c@d.example\n", "<a@b.example>:\n550 5.1.1 unknown\n")))
 	f.Add([]byte("Subject: out of office\r\rhello"))
+	for _, s := range corpus(f) {
+		f.Add(s.text)
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		rep, err := bounce.Parse(bytes.NewReader(raw), verdicts)
 		require.NoError(t, err)

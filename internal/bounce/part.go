@@ -3,10 +3,14 @@ package bounce
 import (
 	"bytes"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"mime"
 	"mime/quotedprintable"
 	"strings"
+
+	"golang.org/x/text/encoding"
+	"golang.org/x/text/encoding/htmlindex"
 
 	"relayd/internal/mail"
 )
@@ -50,6 +54,63 @@ func (p *part) text() []byte {
 		return out[:n]
 	}
 	return body
+}
+
+// words returns the text of a part in UTF-8, as far as its charset is known, with lines that end with LF.
+func (p *part) words() []byte {
+	b := p.text()
+	if enc := charset(p.params["charset"]); enc != nil {
+		if out, err := enc.NewDecoder().Bytes(b); err == nil {
+			b = out
+		}
+	}
+	return normal(b)
+}
+
+// freeText returns the words that a message says in its first part of plain text, or in HTML where it has no other:
+// the first maxFreeText octets of them.
+func (p *part) freeText() []byte {
+	var text []byte
+	var html *part
+	p.walk(func(p *part) {
+		switch {
+		case strings.HasPrefix(p.kind, "text/plain") && len(bytes.TrimSpace(text)) == 0:
+			text = p.words()
+		case p.kind == "text/html" && html == nil:
+			html = p
+		}
+	})
+	if len(bytes.TrimSpace(text)) == 0 && html != nil {
+		text = patterns().tag.ReplaceAll(html.words(), []byte(" "))
+	}
+	return text[:min(len(text), maxFreeText)]
+}
+
+// subject and from return the fields decoded (RFC 2047), as far as their charset is known.
+func (p *part) subject() string { return strings.TrimSpace(decodeWords(p.get("subject"))) }
+func (p *part) from() string    { return decodeWords(p.get("from")) }
+
+func decodeWords(s string) string {
+	d := mime.WordDecoder{CharsetReader: func(name string, in io.Reader) (io.Reader, error) {
+		enc := charset(name)
+		if enc == nil {
+			return nil, fmt.Errorf("unknown charset %q", name)
+		}
+		return enc.NewDecoder().Reader(in), nil
+	}}
+	if t, err := d.DecodeHeader(s); err == nil {
+		return t
+	}
+	return s
+}
+
+// charset finds an encoding by its name; nil where it cannot be read.
+func charset(name string) encoding.Encoding {
+	enc, err := htmlindex.Get(name)
+	if err != nil || enc == encoding.Replacement {
+		return nil
+	}
+	return enc
 }
 
 // normal ends every line with LF alone, whether it ended with CRLF, LF or CR.

@@ -54,8 +54,12 @@ type Classifier func(reply mail.Reply) Verdict
 // softClasses are about the recipient's mailbox, but not for good.
 var softClasses = [...]string{"mailbox_full", "mailbox_refuses"}
 
-// classify completes the recipients of a bounce.
+// classify completes the recipients of a bounce. What is said beyond maxFreeText octets in all is not classified, and so
+// suppresses nobody: it would cost seconds.
 func (r *Report) classify(c Classifier) {
+	var last mail.Reply // many recipients often have one reply, and to classify it costs
+	var v Verdict
+	left := maxFreeText
 	for i := range r.Recipients {
 		to := &r.Recipients[i]
 		if !to.reply.Status.IsZero() {
@@ -65,7 +69,12 @@ func (r *Report) classify(c Classifier) {
 		if r.Kind != Bounce || c == nil {
 			continue
 		}
-		v := c(to.reply)
+		if i == 0 || to.reply != last {
+			if left -= len(to.reply.Text); left < 0 {
+				continue
+			}
+			v, last = c(to.reply), to.reply
+		}
 		to.Class = v.Class
 		if !to.reply.Permanent() || !v.Recipient {
 			continue
@@ -84,6 +93,7 @@ const (
 	maxMessage    = 8 << 20 // octets that are looked at
 	maxText       = 256 << 10
 	maxFreeText   = 32 << 10 // that is searched for words
+	maxSaid       = 2 << 10  // of it that is taken for what is said of one recipient
 	maxParts      = 64
 	maxDepth      = 8
 	maxLine       = 8 << 10
