@@ -27,8 +27,12 @@ func Parse(r io.Reader, c Classifier) (*Report, error) {
 	return rep, nil
 }
 
-// readStatus reads a message/delivery-status part, wherever it stands.
+// readStatus reads a message/delivery-status part, wherever it stands: gateways wrap reports. Who forwards one, or
+// answers it, may leave that part in, and reports nothing.
 func readStatus(rep *Report, m *part) bool {
+	if m.kind != "multipart/report" && patterns().answer.MatchString(m.subject()) {
+		return false
+	}
 	found := false
 	kinds := map[Kind][]Recipient{}
 	left := maxText
@@ -207,10 +211,10 @@ func replyIn(text string) mail.Reply {
 func readAutoReply(rep *Report, m *part) bool {
 	subject := m.subject()
 	titled, system := patterns().bounceSubject.MatchString(subject), patterns().bounceSender.MatchString(m.from())
-	if m.get("x-failed-recipients") != "" || titled && system {
+	sure := patterns().autoSubject.MatchString(subject)
+	if m.get("x-failed-recipients") != "" || titled && system && !sure {
 		return false
 	}
-	sure := patterns().autoSubject.MatchString(subject)
 	m.walk(func(p *part) {
 		if p.kind == "message/disposition-notification" { // a receipt, RFC 8098
 			sure = true
@@ -273,8 +277,12 @@ func readFreeForm(rep *Report, m *part) bool {
 		rep.original(original)
 	}
 	rep.Kind, rep.Recipients = Bounce, append(rep.Recipients, to...)
-	if late && failed == "" {
+	switch {
+	case failed != "":
+	case late:
 		rep.Kind = Delay
+	case !says && patterns().doneText.Match(text):
+		rep.Kind = Delivered
 	}
 	return true
 }

@@ -76,7 +76,7 @@ func (r *Report) classify(c Classifier) {
 			v, last = c(to.reply), to.reply
 		}
 		to.Class = v.Class
-		if !to.reply.Permanent() || !v.Recipient {
+		if !to.reply.Permanent() || !v.Recipient || aboutOthers(to.reply.Status) {
 			continue
 		}
 		to.Hard = true
@@ -85,6 +85,12 @@ func (r *Report) classify(c Classifier) {
 		}
 		to.Suppress = to.Hard && v.Suppress
 	}
+}
+
+// aboutOthers tells a status that is never about the recipient's address, whatever words come with it: X.7 is security
+// and policy, X.1.7 and X.1.8 are the sender's address (RFC 3463).
+func aboutOthers(s mail.Status) bool {
+	return s.Subject == 7 || s.Subject == 1 && (s.Detail == 7 || s.Detail == 8)
 }
 
 // Bounds of a report.

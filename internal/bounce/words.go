@@ -9,8 +9,8 @@ import (
 
 // compiled are the patterns of free text.
 type compiled struct {
-	reply, status, address, tag, quoted, original                           *regexp.Regexp
-	answer, bounceSubject, bounceSender, bounceText, delayText, autoSubject *regexp.Regexp
+	reply, status, address, tag, quoted, original                                     *regexp.Regexp
+	answer, bounceSubject, bounceSender, bounceText, delayText, doneText, autoSubject *regexp.Regexp
 
 	meanings []meaning
 }
@@ -36,10 +36,11 @@ var patterns = sync.OnceValue(func() *compiled {
 			`|nicht (zugestellt|zustellbar)|unzustellbar|zustellung (fehlgeschlagen|verzögert)|non remis|échec de (la )?remise|no entregado|no se puede entregar|mancata consegna` +
 			`|반송|(전송|발송|배달|전달) ?(실패|지연)|(전송|배달|전달)(되지|하지) (않|못)|配信不能|(配信|送信|配達)できません|退信|退回`),
 		bounceSender: regexp.MustCompile(`(?i)mailer[-_. ]?daemon|post ?master|mail delivery (sub)?system|(mail|system)[- ]?administrator|microsoft ?exchange|<>`),
-		bounceText: regexp.MustCompile(`(?i)could not be delivered|was not delivered|wasn't delivered|not able to deliver|unable to deliver|permanent fatal errors|permanent error|did not reach|delivery (to the following|has failed|failed)|undeliverable|cannot be delivered|couldn't be delivered|returned to (the )?sender|no such user|user unknown|unknown user` +
+		bounceText: regexp.MustCompile(`(?i)could not be delivered|was not delivered|not been delivered|wasn't delivered|not able to deliver|unable to deliver|permanent fatal errors|permanent error|did not reach|delivery (to the following|has failed|failed)|undeliverable|cannot be delivered|couldn't be delivered|returned to (the )?sender|no such user|user unknown|unknown user` +
 			`|nicht zugestellt|fehler bei der nachrichtenzustellung|échec de la remise|n'a pas pu être (remis|distribué)` +
 			`|반송|(전송|발송|배달|전달)(에|을|를)? ?실패|(전송|배달|전달)(되지|하지) (않|못)|(配信|送信|配達)できません|退信|退回`),
 		delayText:   regexp.MustCompile(`(?i)delayed|will (be )?(retr|keep trying|continue)|still (being )?(tr(y|ied)|retried)|not yet been delivered|warning message only|you do not need to resend|지연되|verzögert`),
+		doneText:    regexp.MustCompile(`(?i)(successfully|been) (delivered|relayed)|erfolgreich zugestellt|정상적으로 (배달|전달|전송)`),
 		autoSubject: regexp.MustCompile(`(?i)^\W{0,3}(auto(matic|mated|matische|maattisch)?[- ]?(reply|response|antwort|respond)|auto:|(i am |i'm )?(currently )?out of (the )?office|ooo\b|on vacation|vacation|away from|abwesenheit|abwesend|réponse automatique|absence|respuesta automática|risposta automatica|fuori ufficio|부재|자동 ?(응답|회신)|自動(応答|返信)|不在(通知|のお知らせ)|自动回复)`),
 
 		// What mail systems say in words of their own, not in replies: those are for the classifier. The first that fits
