@@ -53,6 +53,8 @@ func TestClassify(t *testing.T) {
 		{"550 5.7.515 Access denied, sending domain does not meet the required authentication level", "authentication", ActionBounce, BlameSender, false},
 		{"550 SPF check failed", "authentication", ActionBounce, BlameSender, false},
 		{"550 5.7.1 Our system has detected that this message is likely unsolicited mail", "spam", ActionBounce, BlameContent, false},
+		{"550 5.7.1 To best protect mail that is sent to users, this message has been blocked: likely unsolicited", "spam", ActionBounce, BlameContent, false},
+		{"550 5.1.8 Bad sender's system address", "sender_refused", ActionBounce, BlameSender, false},
 		{"554 5.7.1 message contains virus", "virus", ActionBounce, BlameContent, false},
 		{"550 5.7.1 relaying denied", "relay_denied", ActionBounce, BlameDestination, false},
 		{"550 5.7.1 policy", "policy", ActionBounce, BlameDestination, false},
