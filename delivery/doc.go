@@ -37,7 +37,7 @@
 // What one account sends in one stream or campaign to one site is a flow (flow.go); flows take turns by weight, in what is
 // leased (fill.go) and in what is sent. Site, provider, source address, account and campaign each have a limiter
 // (limiter.go): fixed ceilings of connections and rate (limit.go, gcra.go), and for sites and providers what was learned
-// (governor.go). Who is denied for moments waits in the limiter's line, in memory and without a goroutine; what has to wait
+// (governor.go). The connections in all are shared in room.go. Who is denied for moments waits in the limiter's line, in memory and without a goroutine; what has to wait
 // longer goes back to its queue. States outlive the process (memory.go); operators see and steer them (hold.go).
 //
 // # Promises

@@ -61,8 +61,8 @@ func TestLifeOfAKey(t *testing.T) {
 	require.ErrorIs(t, k.Activate("shop.example", "none"), ErrNoKey)
 
 	again2 := open(t, dir)
-	require.Equal(t, k.AllKeys("shop.example"), again2.AllKeys("shop.example"), "all of it is durable")
-	require.Equal(t, k.Keys("shop.example"), again2.Keys("shop.example"))
+	require.Equal(t, stored(t, k.AllKeys("shop.example")), stored(t, again2.AllKeys("shop.example")), "all of it is durable")
+	require.Equal(t, stored(t, k.Keys("shop.example")), stored(t, again2.Keys("shop.example")))
 	require.Equal(t, []string{"shop.example"}, again2.Domains())
 
 	entries, err := os.ReadDir(dir)
@@ -265,4 +265,18 @@ func TestSplitTXT(t *testing.T) {
 	require.Equal(t, `"v=DKIM1"`, SplitTXT("v=DKIM1"))
 	require.Equal(t, `""`, SplitTXT(""))
 	require.Equal(t, `"`+strings.Repeat("a", 255)+`" "b\"\\"`, SplitTXT(strings.Repeat("a", 255)+`b"\`))
+}
+
+// stored is what is to be the same of keys that were made and of those that were read: how crypto/rsa holds a private key in
+// memory differs now and then by a leading zero.
+func stored(t *testing.T, keys []*Key) []Key {
+	t.Helper()
+	all := make([]Key, len(keys))
+	for i, k := range keys {
+		pem, err := k.encodePEM()
+		require.NoError(t, err)
+		all[i] = *k
+		all[i].signer, all[i].tags = nil, k.tags+" "+string(pem)
+	}
+	return all
 }

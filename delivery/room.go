@@ -1,0 +1,163 @@
+package delivery
+
+import "time"
+
+// This file shares the connections in all among the sites: who may have one more, who waits for one, and who gives way.
+
+// room tells whether one more worker fits in all; when not, the site is noted. The caller holds mu.
+func (s *Scheduler) room(st *site) bool {
+	fits := s.fits(st)
+	if fits {
+		if p := st.provider; p != nil && p.most > 0 {
+			if idle, own := s.pool.sizeOf(p.name, st.key); own == 0 && idle > 0 && p.running+idle >= p.most {
+				s.closeLater(s.pool.evictOf(p.name, st.key))
+			}
+		}
+		idle, own := s.pool.size(st.key)
+		if own == 0 && s.workers+idle >= s.cfg.MaxConnections {
+			old := s.pool.evict(st.key)
+			fits = old != nil
+			s.closeLater(old)
+		}
+	}
+	if !fits {
+		s.starve(st)
+	}
+	return fits
+}
+
+// fits tells whether the number of workers allows one more at the site. The caller holds mu.
+func (s *Scheduler) fits(st *site) bool {
+	taken := s.workers + s.called
+	if st.called {
+		taken--
+	}
+	return taken < s.cfg.MaxConnections && s.open(st.standing())
+}
+
+// open tells whether the number of workers at sites of that standing allows one more: dead sites must not take all there
+// is, and those that failed last time little of it. The caller holds mu.
+func (s *Scheduler) open(k standing) bool {
+	switch k {
+	case unknown:
+		return s.unproven < max(1, s.cfg.MaxConnections/2)
+	case failed:
+		return s.suspects < max(1, s.cfg.MaxConnections/8)
+	}
+	return true
+}
+
+// starve notes that the site waits for a connection in all. The caller holds mu.
+func (s *Scheduler) starve(st *site) {
+	if !st.starved {
+		st.starved = true
+		st.stands = st.standing()
+		s.starved[st.stands] = append(s.starved[st.stands], st)
+		if st.own.running == 0 {
+			s.bare[st.stands]++
+		}
+	}
+}
+
+// relieve lets sites that wait for a connection, or for one for bulk, try again, as long as there are any: first those that
+// have none. The caller holds mu.
+func (s *Scheduler) relieve() {
+	s.first = (s.first + 1) % standings
+	for i := range standings { // nobody is asked in vain: there may be thousands
+		k := (s.first + i) % standings
+		for n := len(s.starved[k]); n > 0 && s.workers+s.called < s.cfg.MaxConnections && s.open(k); n-- {
+			st := s.starved[k][0]
+			s.starved[k][0] = nil
+			s.starved[k] = s.starved[k][1:]
+			if st.own.running > 0 && s.bareWaits() { // its workers ask again
+				s.starved[k] = append(s.starved[k], st)
+				continue
+			}
+			st.starved = false
+			if st.own.running == 0 {
+				s.bare[k]--
+			}
+			s.kick(st)
+			if st.filling && st.own.running == 0 && !st.called { // its place is kept while it leases
+				st.called = true
+				s.called++
+			}
+		}
+	}
+	for n := len(s.crowded); n > 0 && s.workers+s.called < s.cfg.MaxConnections && s.bulk < bulkWindow(s.cfg.MaxConnections); n-- {
+		st := s.crowded[0]
+		s.crowded[0] = nil
+		s.crowded = s.crowded[1:]
+		if s.bareBulk > 0 && st.bulk > 0 {
+			s.crowded = append(s.crowded, st)
+			continue
+		}
+		st.crowded = false
+		if st.bulk == 0 {
+			s.bareBulk--
+		}
+		s.kick(st)
+	}
+}
+
+// bareWaits tells whether a site without any connection waits for one that its standing allows. The caller holds mu.
+func (s *Scheduler) bareWaits() bool {
+	for k, n := range s.bare {
+		if n > 0 && s.open(standing(k)) {
+			return true
+		}
+	}
+	return false
+}
+
+// uncall gives up the place that is kept for a site. The caller holds mu.
+func (s *Scheduler) uncall(st *site) {
+	if st.called {
+		st.called = false
+		s.called--
+	}
+}
+
+// The turn of a worker: after so many transactions, or so long, it gives way where others wait who have no connection.
+const (
+	turnLength = 20
+	turnTime   = 2 * time.Second
+)
+
+// givesWay tells whether a worker that has just sent bulk, or something else, ends although its site may have more for it:
+// all connections are taken, its turn is over, and a site that has none could use its place. The caller holds mu.
+func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
+	if w.sent < turnLength && now.Sub(w.began) < turnTime {
+		return false
+	}
+	if s.workers+s.called >= s.cfg.MaxConnections && s.bareWaits() {
+		return true
+	}
+	return bulk && s.bareBulk > 0 && s.bulk+1 >= bulkWindow(s.cfg.MaxConnections) // it was counted off
+}
+
+func (s *Scheduler) closeLater(old *Session) {
+	if old != nil {
+		s.wg.Go(old.Close)
+	}
+}
+
+// slowConnect is how long a host that nobody knows may take to answer while others wait for a connection. It is then tried
+// again, with all the time of the configuration, among those that failed.
+const slowConnect = 2 * time.Second
+
+// hurry ends connecting that takes too long while new sites wait. It tells whether to come back soon.
+func (s *Scheduler) hurry(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.starved[proven])+len(s.starved[unknown])+len(s.starved[failed]) == 0 || s.unproven < max(1, s.cfg.MaxConnections/2) {
+		return false
+	}
+	for w := range s.fresh {
+		if now.Sub(w.began) >= slowConnect && w.cancel != nil && !w.suspect && !w.hurried {
+			w.hurried = true
+			w.cancel()
+		}
+	}
+	return true
+}
