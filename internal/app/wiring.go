@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"relayd/campaign"
@@ -68,6 +69,9 @@ func (g gate) Blocked(ctx context.Context, m *spool.Message, envs []*spool.Envel
 			return nil, &delivery.NotYet{Until: notBefore, Reason: "quiet_hours"}
 		}
 		reasons[i], to[i] = reason, e.To
+	}
+	if !slices.Contains(reasons, "") { // a campaign that is paused or over
+		return reasons, nil
 	}
 	entries, err := g.list.CheckMany(ctx, m.Account, to, m.Class == spool.Bulk)
 	if err != nil {

@@ -73,12 +73,12 @@ func New(db kv.DB, now func() time.Time) *List {
 
 // Check returns the entry that forbids writing to the mailbox, nil where there is none. broadcast says that the mail is
 // of a campaign or other bulk: entries of scope broadcast count only then.
-func (l *List) Check(ctx context.Context, account string, to mail.Path, broadcast bool) (e *Entry, err error) {
-	err = l.db.View(ctx, func(tx kv.Tx) (err error) {
-		e, err = l.CheckTx(tx, account, to, broadcast)
-		return err
-	})
-	return e, err
+func (l *List) Check(ctx context.Context, account string, to mail.Path, broadcast bool) (*Entry, error) {
+	found, err := l.CheckMany(ctx, account, []mail.Path{to}, broadcast)
+	if err != nil {
+		return nil, err
+	}
+	return found[0], nil
 }
 
 // CheckMany is Check for many mailboxes: one result for each, nil where nothing forbids.
@@ -90,16 +90,7 @@ func (l *List) CheckMany(ctx context.Context, account string, to []mail.Path, br
 	return found, err
 }
 
-// CheckTx is Check inside a transaction.
-func (l *List) CheckTx(tx kv.Tx, account string, to mail.Path, broadcast bool) (*Entry, error) {
-	found, err := l.CheckManyTx(tx, account, []mail.Path{to}, broadcast)
-	if err != nil {
-		return nil, err
-	}
-	return found[0], nil
-}
-
-// CheckManyTx is CheckTx for many mailboxes in one round trip: one result for each, nil where nothing forbids.
+// CheckManyTx is CheckMany inside a transaction, in one round trip: one result for each, nil where nothing forbids.
 func (l *List) CheckManyTx(tx kv.Tx, account string, to []mail.Path, broadcast bool) ([]*Entry, error) {
 	scopes := scopesOf(broadcast)
 	keys := make([][]byte, 0, len(to)*len(scopes))
