@@ -42,7 +42,7 @@ func parseChunk(arg string) (size int64, last bool, err *mail.Error) {
 // can understand, or that are too many to be read over, are never looked at: the session ends.
 func (s *session) chunk(arg string) (size int64, last, ok bool) {
 	size, last, err := parseChunk(arg)
-	if err == nil && size > s.srv.cfg.mostUnread() {
+	if err == nil && size > mostUnread(s.lis.maxBytes) {
 		s.end(errDataTooLong, "size")
 		return 0, false, false
 	}
@@ -60,7 +60,7 @@ func (s *session) bdat(ctx context.Context, arg string) {
 	if !ok {
 		return
 	}
-	d := newDataReader(s.wire, &s.srv.cfg, s.srv.limits.stressed())
+	d := s.newDataReader()
 	d.chunks = &chunks{session: s, ctx: ctx, left: size, last: last, binary: s.tx != nil && s.tx.mail.binary}
 	var err *mail.Error
 	switch {

@@ -28,7 +28,7 @@ const (
 type Config struct {
 	// Listeners are the addresses on which relayd speaks SMTP.
 	Listeners []Listener `toml:"listener"`
-	// MaxMessageBytes bounds one message, header and body, in octets. Advertised as SIZE. Default 25 MiB.
+	// MaxMessageBytes bounds one message, header and body, in octets. Advertised as SIZE by submission listeners. Default 25 MiB.
 	MaxMessageBytes int64 `toml:"max_message_bytes"`
 	// MaxRecipients bounds the recipients of one message; those beyond get 452 4.5.3. Default 1000.
 	MaxRecipients int `toml:"max_recipients"`
@@ -79,7 +79,7 @@ type Config struct {
 	// OperatorAddress gets the mail for postmaster and abuse that comes in. Default "": it is refused.
 	OperatorAddress string `toml:"operator_address"`
 	// MaxInboundBytes bounds one inbound message, which is held in memory; all of them together may take 16 times as
-	// much. Default 5 MiB.
+	// much. The smaller of it and MaxMessageBytes is advertised as SIZE by inbound listeners. Default 5 MiB.
 	MaxInboundBytes int64 `toml:"max_inbound_bytes"`
 	// OAuth lets clients authenticate with a token of an issuer. Default none.
 	OAuth OAuth `toml:"oauth"`

@@ -86,8 +86,8 @@ type dataReader struct {
 	atEnd  func() // called once, when the end mark was read
 }
 
-// newDataReader begins a message. In a hurry it waits for no longer than an overloaded server can.
-func newDataReader(w *wire, cfg *Config, hurry bool) *dataReader {
+// newDataReader begins a message of at most limit octets. In a hurry it waits for no longer than an overloaded server can.
+func newDataReader(w *wire, cfg *Config, limit int64, hurry bool) *dataReader {
 	w.grow()
 	timeout := cfg.DataTimeout
 	if hurry {
@@ -97,7 +97,7 @@ func newDataReader(w *wire, cfg *Config, hurry bool) *dataReader {
 		wire:  w,
 		frame: framer{lineStart: true}, // the CRLF of the DATA command counts
 		rate:  rate{timeout: timeout, perSecond: cfg.MinDataRate},
-		limit: cfg.MaxMessageBytes,
+		limit: limit,
 	}
 }
 
@@ -188,15 +188,15 @@ func (d *dataReader) fill() error {
 	return err
 }
 
-// mostUnread bounds what is read over of a message that is not taken.
-func (c *Config) mostUnread() int64 { return 4*c.MaxMessageBytes + dataBuffer }
+// mostUnread bounds what is read over of a message that is not taken, where one may have limit octets.
+func mostUnread(limit int64) int64 { return 4*limit + dataBuffer }
 
 // drain reads over the rest of the message, so that none of it can be taken for a command: of one that comes in chunks
 // the rest of the current chunk, and with whole set of all. An error means that its end was not found: the session must
 // end.
 func (d *dataReader) drain(whole bool) error {
 	d.chunk = nil
-	for most := 4*d.limit + dataBuffer; !d.ended && d.lost == nil; {
+	for most := mostUnread(d.limit); !d.ended && d.lost == nil; {
 		if d.chunks != nil && d.chunks.left == 0 && !whole {
 			break
 		}

@@ -214,7 +214,7 @@ func checkData(t *testing.T, stream []byte, piece int) {
 	for _, writeTo := range []bool{false, true} {
 		w := newWire(streamConn{Reader: pieces{bytes.NewReader(stream), piece}}, testPool, time.Second)
 		cfg := DefaultConfig()
-		d := newDataReader(w, &cfg, false)
+		d := newDataReader(w, &cfg, cfg.MaxMessageBytes, false)
 		var got bytes.Buffer
 		var err error
 		if writeTo {

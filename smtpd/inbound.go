@@ -164,9 +164,6 @@ type memory struct {
 // Write implements io.Writer.
 func (m *memory) Write(p []byte) (int, error) {
 	cfg := &m.accepter.srv.cfg
-	if int64(len(m.b)+len(p)) > cfg.MaxInboundBytes {
-		return 0, errInboundLarge
-	}
 	if need := int64(len(m.b) + len(p)); need > m.reserved {
 		more := max(need-m.reserved, min(m.reserved, cfg.MaxInboundBytes-m.reserved), 16<<10)
 		if m.accepter.used.Add(more) > inboundShare*cfg.MaxInboundBytes {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -331,7 +332,7 @@ func TestInboundAnswersOfTheHandler(t *testing.T) {
 	h.err = errors.New("disk on fire")
 	send("Subject: x\r\n\r\nx\r\n", "45")
 	h.err = nil
-	send("Subject: x\r\n\r\n"+strings.Repeat("0123456789abcdef\r\n", 5000), "552 5.3.4 Message is too large for a bounce")
+	send("Subject: x\r\n\r\n"+strings.Repeat("0123456789abcdef\r\n", 5000), "552 5.3.4")
 	send(strings.Repeat("Received: from x by y; z\r\n", 51)+"\r\nx\r\n", "554 5.4.6")
 	send("no header at all\r\n", "250 ")
 	f.inbound.used.Add(inboundShare * f.cfg.MaxInboundBytes)
@@ -339,6 +340,36 @@ func TestInboundAnswersOfTheHandler(t *testing.T) {
 	f.inbound.used.Add(-inboundShare * f.cfg.MaxInboundBytes)
 	require.Zero(t, f.inbound.used.Load(), "memory is given back")
 	require.Len(t, h.all(), 1)
+}
+
+// TestA9_InboundHasASizeOfItsOwn, which it tells in EHLO, and asks of MAIL and of the message alike.
+func TestA9_InboundHasASizeOfItsOwn(t *testing.T) {
+	t.Parallel()
+	for _, limits := range [][3]int64{{5000, 4000, 4000}, {4000, 5000, 4000}} {
+		f, h := startInbound(t, func(c *Config) { c.MaxMessageBytes, c.MaxInboundBytes = limits[0], limits[1] })
+		size := strconv.FormatInt(limits[2], 10)
+		c := f.dial(t, inbound)
+		c.expect("220 ")
+		require.Contains(t, c.cmd("EHLO mx.example", "250 "), "250-SIZE "+size+"\r\n")
+		c.cmd("MAIL FROM:<> SIZE=4001", "552 5.3.4")
+		message := "From: x@mx.example\r\n\r\n"
+		message += strings.Repeat("x", int(limits[2])-len(message)-2) + "\r\n"
+		for _, chunks := range []bool{false, true} {
+			for _, m := range []string{message, "X" + message} {
+				c.cmd("MAIL FROM:<> SIZE="+size, "250 ")
+				c.cmd("RCPT TO:<"+issuedPath()+">", "250 ")
+				if chunks {
+					c.send(bdat(m, true))
+				} else {
+					c.cmd("DATA", "354 ")
+					c.send(m + ".\r\n")
+				}
+				c.expect(map[bool]string{true: "250 2.0.0", false: "552 5.3.4"}[m == message])
+			}
+		}
+		require.Len(t, h.all(), 2)
+		require.Zero(t, f.inbound.used.Load())
+	}
 }
 
 func TestSplitMessage(t *testing.T) {

@@ -122,9 +122,6 @@ func (d *InboundDeps) mailbox(to mail.Path, hostname string, now time.Time) (Inb
 
 var errInboundFull = refuse(452, 3, 1, "Too much mail comes in at once, please come back later")
 
-// errInboundLarge refuses what is longer than an inbound message may be.
-var errInboundLarge = refuse(552, 3, 4, "Message is too large for a bounce, a complaint or an unsubscribe request")
-
 // isRefusal tells a reply from an error of ours.
 func isRefusal(err error) bool {
 	_, ok := errors.AsType[*mail.Error](err)

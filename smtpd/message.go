@@ -31,7 +31,12 @@ func (s *session) data(ctx context.Context, arg string) {
 		return
 	}
 	s.wire.write("354 End data with <CR><LF>.<CR><LF>\r\n")
-	s.take(ctx, newDataReader(s.wire, &s.srv.cfg, s.srv.limits.stressed()))
+	s.take(ctx, s.newDataReader())
+}
+
+// newDataReader begins the message of this session's transaction.
+func (s *session) newDataReader() *dataReader {
+	return newDataReader(s.wire, &s.srv.cfg, s.lis.maxBytes, s.srv.limits.stressed())
 }
 
 // take hands the message of the transaction over, and answers when it is stored or refused.

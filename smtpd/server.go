@@ -90,6 +90,7 @@ type listener struct {
 	policy  policy
 	accept  Accepter
 
+	maxBytes  int64      // of one message
 	clientCAs *clientCAs // nil: no client certificates
 }
 
@@ -163,7 +164,7 @@ func (s *Server) newListener(cfg Listener) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{name: cfg.Address, label: cfg.label(), proxies: proxies, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{s, s.deps.Inbound}, accept: s.inbound}
+	l := &listener{name: cfg.Address, label: cfg.label(), proxies: proxies, kind: cfg.Kind, tls: cfg.TLS, policy: inboundPolicy{s, s.deps.Inbound}, accept: s.inbound, maxBytes: min(s.cfg.MaxMessageBytes, s.cfg.MaxInboundBytes)}
 	if l.tls == "" {
 		l.tls = StartTLS
 	}
@@ -177,7 +178,7 @@ func (s *Server) newListener(cfg Listener) (*listener, error) {
 		if s.deps.Authenticator == nil {
 			return nil, fmt.Errorf("%s: submission needs an authenticator", cfg.Address)
 		}
-		l.policy, l.accept = submissionPolicy{s.deps.Senders}, s.deps.Accepter
+		l.policy, l.accept, l.maxBytes = submissionPolicy{s.deps.Senders}, s.deps.Accepter, s.cfg.MaxMessageBytes
 	}
 	if cfg.ClientCAFile != "" {
 		if _, ok := s.deps.Authenticator.(Credentials); !ok {

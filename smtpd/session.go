@@ -184,7 +184,7 @@ func (s *session) hello(c command) {
 		return
 	}
 	s.wire.write("250-" + s.srv.deps.Hostname + "\r\n250-PIPELINING\r\n250-SIZE " +
-		strconv.FormatInt(s.srv.cfg.MaxMessageBytes, 10) + "\r\n")
+		strconv.FormatInt(s.lis.maxBytes, 10) + "\r\n")
 	if s.lis.tls == StartTLS && s.tls == "" {
 		s.wire.write("250-STARTTLS\r\n")
 	}
@@ -301,7 +301,7 @@ func (s *session) mail(arg string) {
 func (s *session) mayAsk(m mailArgs) *mail.Error {
 	hold := m.holdFor > 0 || !m.holdUntil.IsZero()
 	switch {
-	case m.size > s.srv.cfg.MaxMessageBytes:
+	case m.size > s.lis.maxBytes:
 		return errDataTooLong
 	case m.requireTLS && !s.mayRequireTLS():
 		return refuse(555, 5, 4, "REQUIRETLS is not offered here")
