@@ -148,7 +148,7 @@ func (s *Service) providers(p *api.Progress, w *waiting, t *tally) {
 		if s.sites != nil {
 			site = s.sites.SiteOf(q.Queue.Domain)
 		}
-		at := &list[providerOfDomain(q.Queue.Domain, site)]
+		at := &list[providerOfDomain(q.Queue.Recipient(), site)]
 		at.Waiting += int64(q.Ready)
 		at.Deferred += int64(q.Deferred)
 		if i >= len(w.waits) {

@@ -23,7 +23,7 @@ func TestMovedQueuesTakeTheNamedRoute(t *testing.T) {
 	require.Equal(t, "smarthost upstream", to.key)
 	_, err = r.resolve(t.Context(), spool.Queue{Domain: "via:gone"})
 	require.ErrorContains(t, err, "no such smarthost")
-	to, err = r.resolve(t.Context(), spool.Queue{Domain: spool.QueueDomain(RouteMX, "dest.example")})
+	to, err = r.resolve(t.Context(), spool.Queue{Domain: spool.QueueDomain("", RouteMX, "dest.example")})
 	require.NoError(t, err)
 	require.Equal(t, "mx.dest.example", to.key)
 }

@@ -193,8 +193,12 @@ func (r *rig) submit(s submission) mail.QueueID {
 	var envs []*spool.Envelope
 	for i, to := range s.to {
 		p := mail.MustParsePath(to)
+		domain := p.Domain
+		if len(r.cfg.Rules) > 0 { // as the door does
+			domain = (&Scheduler{router: newRouter(r.cfg, r.deps)}).QueueDomain(s.account, s.stream, m.ReversePath, p)
+		}
 		envs = append(envs, &spool.Envelope{
-			ID: mail.EnvelopeID{Message: id, N: uint64(i)}, Queue: spool.Queue{Account: s.account, Stream: s.stream, Domain: p.Domain},
+			ID: mail.EnvelopeID{Message: id, N: uint64(i)}, Queue: spool.Queue{Account: s.account, Stream: s.stream, Domain: domain},
 			Class: s.class, To: p, NextAttempt: now, Notify: s.notify,
 		})
 	}

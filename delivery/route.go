@@ -67,7 +67,7 @@ type routeTable struct {
 	smart    map[string]*Smarthost
 	names    []string // of smarthosts, in the order of the configuration
 	sources  map[string]*source
-	bySender bool // a rule asks for the sender
+	bySender bool // a rule asks for the sender's domain
 }
 
 func newRouter(cfg Config, deps Deps) *router {
@@ -98,9 +98,10 @@ func newRouteTable(cfg Config) *routeTable {
 	return t
 }
 
-// choose asks the rules. With sender "" those that ask for the sender do not match.
-func (t *routeTable) choose(q spool.Queue, domain, sender string) choice {
+// choose asks the rules about a queue.
+func (t *routeTable) choose(q spool.Queue) choice {
 	var c choice
+	sender, domain := q.Sender(), q.Recipient()
 	for i := range t.rules {
 		r := &t.rules[i]
 		if !r.matches(q, domain, sender) {
@@ -117,27 +118,27 @@ func (t *routeTable) choose(q spool.Queue, domain, sender string) choice {
 	return c
 }
 
-// bound returns the route that a message is bound to by its sender, "" for none.
-func (t *routeTable) bound(q spool.Queue, domain, sender string) string {
-	if !t.bySender || sender == "" {
-		return ""
+// asksSender tells whether any rule for the sender's domain holds for an envelope in the queue.
+func (t *routeTable) asksSender(q spool.Queue, domain, sender string) bool {
+	if !t.bySender {
+		return false
 	}
 	for i := range t.rules {
-		if r := &t.rules[i]; r.Route != "" && r.matches(q, domain, sender) {
-			if len(r.SenderDomains) == 0 {
-				return ""
-			}
-			return r.Route
+		if r := &t.rules[i]; len(r.SenderDomains) > 0 && r.matches(q, domain, sender) {
+			return true
 		}
 	}
-	return ""
+	return false
 }
 
-// QueueDomain names the queue in which an envelope waits (spool.QueueDomain): that of its domain, or of the route that
-// its sender's domain binds it to.
+// QueueDomain names the queue in which an envelope waits (spool.QueueDomain): that of its domain, apart from others where a
+// rule for its sender's domain holds.
 func (s *Scheduler) QueueDomain(account, stream string, from, to mail.Path) string {
-	t := s.router.table.Load()
-	return spool.QueueDomain(t.bound(spool.Queue{Account: account, Stream: stream}, to.Domain, from.Domain), to.Domain)
+	sender := ""
+	if s.router.table.Load().asksSender(spool.Queue{Account: account, Stream: stream}, to.Domain, from.Domain) {
+		sender = from.Domain
+	}
+	return spool.QueueDomain(sender, "", to.Domain)
 }
 
 // Routes returns the names of routes that an operator may move envelopes to.
@@ -149,7 +150,7 @@ func (s *Scheduler) Routes() []string {
 func (r *router) resolve(ctx context.Context, q spool.Queue) (*route, error) {
 	t := r.table.Load()
 	domain := q.Recipient()
-	c := t.choose(q, domain, "")
+	c := t.choose(q)
 	if via := q.Via(); via != "" {
 		c.route, c.fallback = via, ""
 	}
@@ -164,12 +165,11 @@ func (r *router) resolve(ctx context.Context, q spool.Queue) (*route, error) {
 // standIn returns the route to take while that of the queue is suspended.
 func (r *router) standIn(ctx context.Context, q spool.Queue, of *route) (*route, error) {
 	t := r.table.Load()
-	domain := q.Recipient()
-	to, err := r.follow(ctx, t, of.fallback, domain)
+	to, err := r.follow(ctx, t, of.fallback, q.Recipient())
 	if err != nil || to.refusal != nil {
 		return to, err
 	}
-	return to.with(t, t.choose(q, domain, "")), nil
+	return to.with(t, t.choose(q)), nil
 }
 
 // with adds what else the rules say. Sites that differ in it are apart: so are their sessions.

@@ -11,12 +11,13 @@ import (
 
 // Rule is one [[delivery.rule]]. It matches where every list that is given holds the message's value; a rule without
 // lists matches everything. For each of Route, Source and TLS the first rule that matches and sets it decides; what no
-// rule sets stays as [delivery] has it. A rule with SenderDomains is asked when the message is accepted and binds it to
-// the route; the others are asked at each look-up, so that a changed configuration holds for what is queued already.
+// rule sets stays as [delivery] has it. Rules are asked at each look-up, so that a changed configuration holds for what is
+// queued already. Mail for whose sender's domain a rule holds when it is accepted waits in queues of that domain; rules with
+// SenderDomains hold for those alone.
 type Rule struct {
 	// RecipientDomains holds domains; one that begins with a dot stands for all below it.
 	RecipientDomains []string `toml:"recipient_domains"`
-	// SenderDomains is about the reverse-path; values as those of RecipientDomains. It goes with Route alone.
+	// SenderDomains is about the reverse-path; values as those of RecipientDomains.
 	SenderDomains []string `toml:"sender_domains"`
 	// Streams are those of submitted messages.
 	Streams []string `toml:"streams"`
@@ -60,7 +61,7 @@ const (
 // campaignPrefix begins every campaign ID, and no other stream's name: streams hold no such prefix by the door's rule.
 const campaignPrefix = "cmp_"
 
-// matches tells whether the rule holds for a queue, by sender where it asks for that.
+// matches tells whether the rule holds for a queue of mail from a sender's domain, "" for anybody's, to a domain.
 func (r *Rule) matches(q spool.Queue, domain, sender string) bool {
 	campaign := strings.HasPrefix(q.Stream, campaignPrefix)
 	return (len(r.RecipientDomains) == 0 || domainListed(r.RecipientDomains, domain)) &&
@@ -143,9 +144,6 @@ func (c *Config) validateRules(add func(format string, args ...any), routes map[
 		case "", TLSOpportunistic, TLSRequire, TLSVerify, TLSNone:
 		default:
 			fail("tls", "%q is none of opportunistic, require, verify, none", r.TLS)
-		}
-		if len(r.SenderDomains) > 0 && (r.Source != "" || r.TLS != "" || r.Fallback != "") {
-			fail("sender_domains", "goes with route alone, not with fallback, source or tls")
 		}
 	}
 }

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"net/netip"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,18 +20,19 @@ func TestRulesChoose(t *testing.T) {
 	cfg.Rules = []Rule{
 		{RecipientDomains: []string{"Bank.Example", ".bank.example"}, TLS: TLSVerify},
 		{RecipientDomains: []string{"sink.example"}, Route: RouteDiscard},
-		{SenderDomains: []string{"legacy.example"}, Route: "down"},
+		{SenderDomains: []string{"legacy.example"}, Route: "down", Fallback: RouteMX},
+		{SenderDomains: []string{".legacy.example"}, Accounts: []string{"shop"}, Source: "fast", TLS: TLSRequire},
 		{Campaigns: []string{"*"}, Source: "bulk"},
 		{Accounts: []string{"shop"}, Streams: []string{"codes"}, Route: "up", Fallback: RouteMX, Source: "fast"},
 		{Route: RouteMX, Fallback: "up"},
 	}
 	require.NoError(t, cfg.Validate())
-	table := newRouteTable(cfg)
+	sched := &Scheduler{router: newRouter(cfg, Deps{})}
 	tests := []struct {
 		name                            string
 		account, stream, domain, sender string
 		want                            choice
-		bound                           string
+		apart                           bool // waits in a queue of its sender's domain
 	}{
 		{name: "the_last_rule_is_for_the_rest", domain: "dest.example", want: choice{route: "mx", fallback: "up"}},
 		{name: "domain", domain: "bank.example", want: choice{route: "mx", fallback: "up", tls: TLSVerify}},
@@ -39,16 +41,27 @@ func TestRulesChoose(t *testing.T) {
 		{name: "campaign", stream: "cmp_06gzmrq9761tb5f36yr0", domain: "dest.example", want: choice{route: "mx", fallback: "up", source: "bulk"}},
 		{name: "stream_of_an_account", account: "shop", stream: "codes", domain: "bank.example", want: choice{route: "up", fallback: "mx", source: "fast", tls: TLSVerify}},
 		{name: "stream_of_another_account", account: "other", stream: "codes", domain: "dest.example", want: choice{route: "mx", fallback: "up"}},
-		{name: "sender_binds", domain: "dest.example", sender: "legacy.example", want: choice{route: "down"}, bound: "down"},
-		{name: "an_earlier_rule_wins_over_the_sender", domain: "sink.example", sender: "legacy.example", want: choice{route: RouteDiscard}},
-		{name: "another_sender_is_not_bound", domain: "dest.example", sender: "shop.example", want: choice{route: "mx", fallback: "up"}},
+		{name: "sender", domain: "dest.example", sender: "legacy.example", want: choice{route: "down", fallback: "mx"}, apart: true},
+		{name: "sender_below", account: "shop", domain: "dest.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up", source: "fast", tls: TLSRequire}, apart: true},
+		{name: "sender_below_of_another_account", account: "other", domain: "dest.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up"}},
+		{name: "sender_adds_to_an_earlier_rule", account: "shop", domain: "bank.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up", source: "fast", tls: TLSVerify}, apart: true},
+		{name: "an_earlier_rule_wins_over_the_sender", domain: "sink.example", sender: "legacy.example", want: choice{route: RouteDiscard}, apart: true},
+		{name: "another_sender", domain: "dest.example", sender: "shop.example", want: choice{route: "mx", fallback: "up"}},
+		{name: "null_path", domain: "dest.example", want: choice{route: "mx", fallback: "up"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			q := spool.Queue{Account: tt.account, Stream: tt.stream, Domain: tt.domain}
-			require.Equal(t, tt.want, table.choose(q, tt.domain, tt.sender))
-			require.Equal(t, tt.bound, table.bound(q, tt.domain, tt.sender))
+			from := mail.Path{}
+			if tt.sender != "" {
+				from = mail.Path{Local: "a", Domain: tt.sender}
+			}
+			q := spool.Queue{Account: tt.account, Stream: tt.stream}
+			q.Domain = sched.QueueDomain(q.Account, q.Stream, from, mail.Path{Local: "b", Domain: tt.domain})
+			require.Equal(t, tt.want, sched.router.table.Load().choose(q))
+			require.Equal(t, tt.domain, q.Recipient())
+			require.Equal(t, tt.apart, q.Sender() != "")
+			require.Contains(t, []string{"", tt.sender}, q.Sender())
 		})
 	}
 }
@@ -66,7 +79,7 @@ func TestRulesAreCheckedPrecisely(t *testing.T) {
 		{RecipientDomains: []string{"ok.example", "b@d"}},
 		{RecipientDomains: []string{"a.example"}, Route: "sideways", Fallback: "up"},
 		{Streams: []string{"cmp_x"}, Campaigns: []string{"sale"}, Accounts: []string{""}, Source: "none", TLS: "always"},
-		{SenderDomains: []string{"a.example"}, Source: "bulk", Fallback: "up"},
+		{SenderDomains: []string{"a b"}, Source: "bulk", Fallback: "up"},
 		{RecipientDomains: []string{"a.example"}, Route: "up", Fallback: "up"},
 		{RecipientDomains: []string{"a.example"}, Route: RouteDiscard, Fallback: "up"},
 	}
@@ -84,7 +97,7 @@ func TestRulesAreCheckedPrecisely(t *testing.T) {
 		`delivery.rule[2].route: "sideways"`,
 		`delivery.rule[3].streams[0]: "cmp_x" is the ID of a campaign`, `delivery.rule[3].campaigns[0]: "sale"`, `delivery.rule[3].accounts[0]: is empty`,
 		`delivery.rule[3].source: there is no delivery.source named "none"`, `delivery.rule[3].tls: "always"`,
-		`delivery.rule[4].sender_domains: goes with route alone`, `delivery.rule[4].fallback: needs a route`,
+		`delivery.rule[4].sender_domains[0]: "a b"`, `delivery.rule[4].fallback: needs a route`,
 		`delivery.rule[5].fallback: "up" is the route itself`, `delivery.rule[6].fallback: discard never fails`,
 		`delivery.delay_notice: 1ns`, `delivery.reply_rules_file: line 1: class odd: blame "nobody"`,
 	} {
@@ -150,6 +163,42 @@ func TestSourceIsBoundAndSaysItsName(t *testing.T) {
 	src := newSource(&r.cfg.Sources[0])
 	require.Equal(t, bound, src.bind("mx.dest.example", netip.MustParseAddr("127.0.0.1")), "always the same one towards one host")
 	require.False(t, src.reaches(netip.MustParseAddr("2001:db8::1")))
+}
+
+// TestRulesOfTheSendersDomain has one recipient's domain get mail of three senders' domains, each with a rule of its own.
+func TestRulesOfTheSendersDomain(t *testing.T) {
+	t.Parallel()
+	var names sync.Map // of the sessions
+	mx := (&testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+		if s.Verb == "EHLO" {
+			names.Store(s.Session, s.Arg)
+		}
+		return testutil.Act{}
+	}}).Start(t)
+	down := (&testutil.MX{Rule: on("CONNECT", testutil.Act{Reply: "421 4.3.2 not now", Drop: true})}).Start(t)
+	r := newRig(t, mx.PortNumber(), zone())
+	r.cfg.Smarthosts = []Smarthost{{Name: "down", Address: down.AddrPort().String(), TLS: TLSNone}}
+	r.cfg.Sources = []Source{{Name: "legacy", EHLO: "legacy.relay.test"}}
+	r.cfg.Rules = []Rule{
+		{SenderDomains: []string{"legacy.example"}, Source: "legacy"},
+		{SenderDomains: []string{"secret.example"}, TLS: TLSRequire},
+		{SenderDomains: []string{"relayed.example"}, Route: "down", Fallback: RouteMX},
+	}
+	r.cfg.SuspendFirst, r.cfg.SuspendMax = r.cfg.Retry.FirstDelay, r.cfg.Retry.FirstDelay // longer than the test
+	r.deps.Door = nil
+	r.sleepless().start()
+	id := r.submit(submission{from: "a@secret.example", to: []string{"a@dest.example"}})
+	require.Equal(t, mail.Status{Class: 4, Subject: 7, Detail: 5}, r.deferred(id, 0).LastReply.Status, "the host offers no TLS")
+	for _, from := range []string{"a@legacy.example", "a@relayed.example", "a@plain.example"} {
+		require.Equal(t, spool.Delivered, r.outcome(r.submit(submission{from: from, to: []string{"a@dest.example"}}), 0).Result.Outcome)
+	}
+	asked, _ := down.Sessions()
+	require.Equal(t, 1, asked, "its route is asked first")
+	require.Len(t, mx.Mails(), 3)
+	for _, m := range mx.Mails() {
+		name, _ := names.Load(m.Session)
+		require.Equal(t, map[bool]string{true: "legacy.relay.test", false: "relay.test"}[m.From == "a@legacy.example"], name, m.From)
+	}
 }
 
 func TestSourceOfAnotherMachineStopsTheStart(t *testing.T) {

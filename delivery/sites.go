@@ -53,7 +53,7 @@ func (s *Scheduler) SiteOf(domain string) string {
 func (s *Scheduler) fixedSite(domain string) (string, bool) {
 	t := s.router.table.Load()
 	q := spool.Queue{Domain: domain}
-	route := cmp.Or(q.Via(), t.choose(q, q.Recipient(), "").route)
+	route := cmp.Or(q.Via(), t.choose(q).route)
 	return route, route != RouteMX
 }
 

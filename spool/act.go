@@ -24,42 +24,60 @@ const (
 	ActionMove    Action = "move"    // to another route, due now: see Move
 )
 
-// viaRoute begins the domain of a queue that is bound to a route: no domain holds a colon.
-const viaRoute = "via:"
+// The domain of a queue may begin with what keeps its envelopes apart from others to the same domain: no domain holds a
+// colon.
+const (
+	fromSender = "from:" // the sender's domain, where a rule asks for it
+	viaRoute   = "via:"  // the route that the queue is bound to
+)
 
 // RouteMX is the one route whose queues keep the recipient's domain: it is looked up there.
 const RouteMX = "mx"
 
-// QueueDomain names the queue in which envelopes to domain wait for a route: a smarthost, RouteMX, or "" for the one that
-// is found when they are due.
-func QueueDomain(route, domain string) string {
+// QueueDomain names the queue in which envelopes to domain wait: apart from those of other senders' domains, unless sender
+// is "", and for a route: a smarthost, RouteMX, or "" for the one that is found when they are due.
+func QueueDomain(sender, route, domain string) string {
 	switch route {
 	case "":
-		return domain
 	case RouteMX:
-		return viaRoute + RouteMX + ":" + domain
+		domain = viaRoute + RouteMX + ":" + domain
+	default:
+		domain = viaRoute + route
 	}
-	return viaRoute + route
+	if sender == "" {
+		return domain
+	}
+	return fromSender + sender + ":" + domain
+}
+
+// Sender returns the domain of the senders whose mail the queue holds, "" where it holds everybody's.
+func (q Queue) Sender() string {
+	sender, _, _ := q.parts()
+	return sender
 }
 
 // Via returns the route that the queue is bound to, "" for none.
 func (q Queue) Via() string {
-	bound, ok := strings.CutPrefix(q.Domain, viaRoute)
-	if !ok {
-		return ""
-	}
-	route, _, _ := strings.Cut(bound, ":")
+	_, route, _ := q.parts()
 	return route
 }
 
 // Recipient returns the recipients' domain, "" where the queue is bound to a route that takes all domains.
 func (q Queue) Recipient() string {
-	bound, ok := strings.CutPrefix(q.Domain, viaRoute)
-	if !ok {
-		return q.Domain
-	}
-	_, domain, _ := strings.Cut(bound, ":")
+	_, _, domain := q.parts()
 	return domain
+}
+
+// parts is the inverse of QueueDomain.
+func (q Queue) parts() (sender, route, domain string) {
+	domain = q.Domain
+	if rest, ok := strings.CutPrefix(domain, fromSender); ok {
+		sender, domain, _ = strings.Cut(rest, ":")
+	}
+	if rest, ok := strings.CutPrefix(domain, viaRoute); ok {
+		route, domain, _ = strings.Cut(rest, ":")
+	}
+	return sender, route, domain
 }
 
 // event is the type of the event that tells of one envelope, "" for an unknown action.
@@ -303,7 +321,7 @@ func (l *located) leave(tx kv.Tx) error {
 // queueOf is where ActionMove sends an envelope.
 func (o *order) queueOf(e *Envelope) Queue {
 	q := e.Queue
-	q.Domain = QueueDomain(o.route, e.To.Domain)
+	q.Domain = QueueDomain(q.Sender(), o.route, e.To.Domain)
 	return q
 }
 

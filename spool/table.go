@@ -100,7 +100,7 @@ func parseQueue(s string) (Queue, error) {
 // checkQueue refuses names that would not come back from a key.
 func checkQueue(q Queue) error {
 	switch {
-	case len(q.Account) > 128 || len(q.Stream) > 255 || len(q.Domain) > 255+len(viaRoute)+len(RouteMX)+1:
+	case len(q.Account) > 128 || len(q.Stream) > 255 || len(q.Domain) > 2*255+len(fromSender)+len(viaRoute)+len(RouteMX)+2:
 	case strings.ContainsAny(q.Account, "/\x00") || strings.Contains(q.Stream, "\x00") || strings.ContainsAny(q.Domain, "@\x00"):
 	case q.Domain == "":
 	default:
