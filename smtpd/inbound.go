@@ -46,7 +46,7 @@ const inboundShare = 16
 // Accept reads the message, judges who sent it, and hands it over.
 func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mail.QueueID, error) {
 	now := a.srv.deps.Now()
-	in := &InboundMail{ID: mail.NewQueueID(now), From: s.ReversePath, Trace: s.Trace}
+	in := &InboundMail{ID: mail.NewQueueID(now), From: s.ReversePath, RequireTLS: s.RequireTLS, Trace: s.Trace}
 	for _, to := range s.Recipients {
 		r, err := a.deps.mailbox(to.To, a.srv.deps.Hostname, now)
 		if err != nil {

@@ -342,6 +342,25 @@ func TestInboundAnswersOfTheHandler(t *testing.T) {
 	require.Len(t, h.all(), 1)
 }
 
+// TestInboundKeepsRequireTLS (RFC 8689): it is offered and taken under TLS, and whoever hands the message on is told.
+func TestInboundKeepsRequireTLS(t *testing.T) {
+	t.Parallel()
+	f, h := startInbound(t)
+	c := f.inboundClient(t)
+	c.cmd("MAIL FROM:<> REQUIRETLS", "555 5.5.4 REQUIRETLS is not offered here")
+	c.cmd("STARTTLS", "220 ")
+	c.upgrade()
+	require.Contains(t, c.cmd("EHLO mx.example", "250 "), "250-REQUIRETLS\r\n")
+	for _, param := range []string{" REQUIRETLS", ""} {
+		c.cmd("MAIL FROM:<>"+param, "250 ")
+		c.cmd("RCPT TO:<"+issuedPath()+">", "250 ")
+		c.send(bdat("From: x@mx.example\r\n\r\nx\r\n", true))
+		c.expect("250 2.0.0 Ok: queued")
+	}
+	require.True(t, h.all()[0].RequireTLS)
+	require.False(t, h.all()[1].RequireTLS)
+}
+
 // TestA9_InboundHasASizeOfItsOwn, which it tells in EHLO, and asks of MAIL and of the message alike.
 func TestA9_InboundHasASizeOfItsOwn(t *testing.T) {
 	t.Parallel()

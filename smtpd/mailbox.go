@@ -64,6 +64,7 @@ type InboundMail struct {
 	ID         mail.QueueID // names it in the 250 reply and in the log
 	From       mail.Path    // null for a DSN
 	Recipients []InboundRecipient
+	RequireTLS bool // REQUIRETLS (RFC 8689): whoever hands it on must ask for it as well
 	Auth       AuthResults
 	Trace      intake.Trace
 	// Message is the whole message as it came, CRLF line ends only, with our Received and Authentication-Results before it,

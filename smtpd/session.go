@@ -204,7 +204,7 @@ func (s *session) hello(c command) {
 }
 
 // mayRequireTLS tells whether REQUIRETLS is offered: to clients that have TLS themselves (RFC 8689 section 2).
-func (s *session) mayRequireTLS() bool { return s.tls != "" && s.lis.kind == Submission }
+func (s *session) mayRequireTLS() bool { return s.tls != "" }
 
 // startTLS begins TLS (RFC 3207). All that was said before is forgotten, and what came in plain text behind the command
 // is dropped.

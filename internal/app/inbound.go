@@ -255,7 +255,7 @@ func (in *inbound) forward(ctx context.Context, m *smtpd.InboundMail, subject st
 	fmt.Fprintf(&b, "\r\n--%s\r\nContent-Type: message/rfc822\r\nContent-Disposition: attachment\r\n\r\n", boundary)
 	end := "\r\n--" + boundary + "--\r\n"
 	id, err := in.intake.Accept(ctx, &intake.Submission{
-		Internal: true, Class: spool.Transactional, Recipients: []intake.Recipient{{To: in.operator, Notify: "NEVER"}},
+		Internal: true, Class: spool.Transactional, Recipients: []intake.Recipient{{To: in.operator, Notify: "NEVER"}}, RequireTLS: m.RequireTLS,
 		Trace: intake.Trace{At: m.Trace.At, With: "LOCAL"}, Body: io.MultiReader(&b, m.Message, strings.NewReader(end)),
 	})
 	if err != nil {

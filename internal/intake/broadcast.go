@@ -71,6 +71,8 @@ func (h *header) checkCampaign() error {
 		return refuse(554, 6, 0, "Header field X-Relay-List: goes with X-Relay-Campaign")
 	case t.sub.Internal:
 		return nil
+	case t.sub.RequireTLS: // its mails are made later, and would not keep it
+		return refuse(554, 7, 30, "Header field X-Relay-Campaign: a campaign cannot keep REQUIRETLS")
 	case t.list != "" && (len(t.sub.Recipients) != 1 || t.sub.Recipients[0].To.Key() != h.from.path.Key()):
 		return refuse(554, 6, 0, "Header field X-Relay-List: stands in place of recipients; give the From address as the only one")
 	}

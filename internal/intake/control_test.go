@@ -94,6 +94,41 @@ func TestControlFieldsThatAreWrongRefuse(t *testing.T) {
 	require.Zero(t, f.queued(t))
 }
 
+// broadcasts are the campaigns that a door has made of messages.
+type broadcasts struct{ got []*Broadcast }
+
+func (b *broadcasts) Broadcast(_ context.Context, c *Broadcast) error {
+	b.got = append(b.got, c)
+	return nil
+}
+
+// TestRequireTLSIsKeptOrRefused (RFC 8689): a message carries it into the spool, whatever its header says (section 4.1),
+// and a campaign, whose mails would not keep it, is refused.
+func TestRequireTLSIsKeptOrRefused(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	made := &broadcasts{}
+	f.deps.Broadcaster = made
+	for _, required := range []bool{false, true} {
+		s := submission(head + "TLS-Required: No\r\n\r\nHello\r\n")
+		s.RequireTLS = required
+		id, err := f.Accept(t.Context(), s)
+		require.NoError(t, err)
+		m, text := f.stored(t, id)
+		require.Equal(t, required, m.RequireTLS)
+		require.Contains(t, text, "TLS-Required: No\r\n")
+
+		s = submission(head + "X-Relay-Campaign: May\r\n\r\nHello\r\n")
+		s.RequireTLS = required
+		_, err = f.Accept(t.Context(), s)
+		require.Equal(t, required, err != nil)
+		if required {
+			require.Equal(t, "554 5.7.30 Header field X-Relay-Campaign: a campaign cannot keep REQUIRETLS", mail.ReplyOf(err).String())
+		}
+	}
+	require.Len(t, made.got, 1)
+}
+
 func numbered(n int) string {
 	var b strings.Builder
 	for i := range n {
