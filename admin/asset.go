@@ -31,14 +31,14 @@ func (s *Server) assetRoutes() []route {
 	const read, write = "templates:read", "templates:write"
 	return []route{
 		{http.MethodPost, "/v1/assets", write, "Upload a picture: multipart/form-data with a file, or image/* with a name", []string{"account", "name"}, http.StatusCreated, maxAssetBody, true, gives(s.uploadAsset)},
-		{http.MethodGet, "/v1/assets", read, "List pictures", []string{"account", "limit", "cursor"}, http.StatusOK, 0, false, gives(s.listAssets)},
+		{http.MethodGet, "/v1/assets", read, "List pictures", []string{"account", "limit", "cursor"}, http.StatusOK, 0, false, lists(s, (*request).account, s.listAssets)},
 		{http.MethodGet, "/v1/assets/{id}", read, "Show a picture's URL, type and size", []string{"account"}, http.StatusOK, 0, false, gives(s.showAsset)},
 		{http.MethodDelete, "/v1/assets/{id}", write, "Remove a picture; force also where templates link to it", []string{"account", "force"}, http.StatusNoContent, 0, false, streams(s.deleteAsset)},
 	}
 }
 
 func (s *Server) uploadAsset(r *request) (api.Asset, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.Asset{}, err
 	}
@@ -114,25 +114,12 @@ func formError(err error) error {
 	return &api.Problem{Status: http.StatusBadRequest, Code: api.CodeInvalidParameter, Detail: "The form cannot be read."}
 }
 
-func (s *Server) listAssets(r *request) (api.Page[api.Asset], error) {
-	var none api.Page[api.Asset]
-	account, err := r.templateAccount()
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	data, next, err := s.deps.Assets.Assets(r.Context(), account, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	return pageOf(s, l, data, next), nil
+func (s *Server) listAssets(r *request, l list) ([]api.Asset, string, error) {
+	return s.deps.Assets.Assets(r.Context(), l.account, l.cursor, l.limit)
 }
 
 func (s *Server) showAsset(r *request) (api.Asset, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.Asset{}, err
 	}
@@ -140,7 +127,7 @@ func (s *Server) showAsset(r *request) (api.Asset, error) {
 }
 
 func (s *Server) deleteAsset(r *request) error {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,15 @@ func (c caller) filter(named string) (string, error) {
 	return c.account(named)
 }
 
+// account is the caller's account for the one that the query names.
+func (r *request) account() (string, error) { return r.caller.account(r.URL.Query().Get("account")) }
+
+// filter is the caller's filter for the account that the query names.
+func (r *request) filter() (string, error) { return r.caller.filter(r.URL.Query().Get("account")) }
+
+// own is the account to which the caller is bound.
+func (r *request) own() (string, error) { return r.caller.own(), nil }
+
 // sees tells whether an object of that account exists for the caller.
 func (c caller) sees(owner string) bool { return c.full || c.key.Account == owner }
 

@@ -158,7 +158,7 @@ func (s *Server) retryFailed(r *request) (api.Campaign, error) {
 }
 
 func (s *Server) showCompliance(r *request) (api.Compliance, error) {
-	account, err := r.caller.account(r.URL.Query().Get("account"))
+	account, err := r.account()
 	if err != nil {
 		return api.Compliance{}, err
 	}
@@ -166,28 +166,16 @@ func (s *Server) showCompliance(r *request) (api.Compliance, error) {
 }
 
 func (s *Server) setCompliance(r *request, in *api.Compliance) (api.Compliance, error) {
-	account, err := r.caller.account(r.URL.Query().Get("account"))
+	account, err := r.account()
 	if err != nil {
 		return api.Compliance{}, err
 	}
 	return s.deps.Campaigns.SetCompliance(r.Context(), account, in)
 }
 
-func (s *Server) listCampaigns(r *request) (api.CampaignList, error) {
-	account, err := r.caller.filter(r.URL.Query().Get("account"))
-	if err != nil {
-		return api.CampaignList{}, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return api.CampaignList{}, err
-	}
-	page, err := s.deps.Campaigns.List(r.Context(), account, l.cursor, l.limit)
-	page.NextCursor = s.cursors.seal(l.bound, page.NextCursor)
-	if page.Data == nil {
-		page.Data = []api.Campaign{}
-	}
-	return page, err
+func (s *Server) listCampaigns(r *request, l list) ([]api.Campaign, string, error) {
+	c, err := s.deps.Campaigns.List(r.Context(), l.account, l.cursor, l.limit)
+	return c.Data, c.NextCursor, err
 }
 
 func (s *Server) showCampaign(r *request) (api.Campaign, error) {
@@ -262,16 +250,7 @@ func plainBody(r *request) error {
 	return nil
 }
 
-func (s *Server) listRecipients(r *request) (api.RecipientList, error) {
-	l, err := s.list(r)
-	if err != nil {
-		return api.RecipientList{}, err
-	}
-	page, err := s.deps.Campaigns.Recipients(r.Context(), r.caller.own(), r.PathValue("id"), r.URL.Query().Get("state"),
-		l.cursor, l.limit)
-	page.NextCursor = s.cursors.seal(l.bound, page.NextCursor)
-	if page.Data == nil {
-		page.Data = []api.RecipientResult{}
-	}
-	return page, err
+func (s *Server) listRecipients(r *request, l list) ([]api.RecipientResult, string, error) {
+	c, err := s.deps.Campaigns.Recipients(r.Context(), l.account, r.PathValue("id"), r.URL.Query().Get("state"), l.cursor, l.limit)
+	return c.Data, c.NextCursor, err
 }

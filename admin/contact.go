@@ -35,7 +35,7 @@ func (s *Server) contactRoutes() []route {
 	count.scope = read
 	return []route{
 		with(http.MethodPost, "/v1/lists", "Create a list", created, as[api.ContactList](takes(s.createList))),
-		get("/v1/lists", "List the lists by name", gives(s.listLists), "account", "limit", "cursor"),
+		get("/v1/lists", "List the lists by name", lists(s, (*request).account, s.listLists), "account", "limit", "cursor"),
 		get("/v1/lists/{id}", "Show a list, by ID or name", gives(s.showList), "account"),
 		with(http.MethodPatch, "/v1/lists/{id}", "Change a list", ok, takes(s.patchList)),
 		del("/v1/lists/{id}", "Delete a list; its contacts stay", empty, streams(s.deleteList), "account"),
@@ -46,11 +46,11 @@ func (s *Server) contactRoutes() []route {
 		with(http.MethodPatch, "/v1/contacts/{id}", "Change a contact, by ID or email:ADDRESS", ok, takes(s.patchContact)),
 		del("/v1/contacts/{id}", "Delete a contact; with erase, no import brings it back", ok, gives(s.deleteContact), "account", "erase"),
 		batch,
-		get("/v1/contacts/{id}/activity", "What was sent to a contact, and what became of it, the last first", gives(s.contactActivity),
+		get("/v1/contacts/{id}/activity", "What was sent to a contact, and what became of it, the last first", lists(s, (*request).account, s.contactActivity),
 			"account", "limit", "cursor"),
 
 		with(http.MethodPost, "/v1/segments", "Create a segment", created, as[api.Segment](takes(s.createSegment))),
-		get("/v1/segments", "List the segments by name", gives(s.listSegments), "account", "limit", "cursor"),
+		get("/v1/segments", "List the segments by name", lists(s, (*request).account, s.listSegments), "account", "limit", "cursor"),
 		get("/v1/segments/{id}", "Show a segment, by ID or name", gives(s.showSegment), "account"),
 		with(http.MethodPatch, "/v1/segments/{id}", "Change a segment", ok, takes(s.patchSegment)),
 		del("/v1/segments/{id}", "Delete a segment", empty, streams(s.deleteSegment), "account"),
@@ -62,9 +62,6 @@ const (
 	batchBody = 16 << 20
 	maxBatch  = 1000
 )
-
-// ownAccount is the account that a call about contacts is about.
-func ownAccount(r *request) (string, error) { return r.caller.account(r.URL.Query().Get("account")) }
 
 // accountOf is the account that a body names, or the query.
 func accountOf(r *request, named string) (string, error) {
@@ -145,29 +142,13 @@ func (s *Server) createList(r *request, in *api.CreateList) (any, error) {
 	})
 }
 
-func (s *Server) listLists(r *request) (api.Page[api.ContactList], error) {
-	var none api.Page[api.ContactList]
-	account, err := ownAccount(r)
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	lists, next, err := s.deps.Contacts.Lists(r.Context(), account, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	data := make([]api.ContactList, 0, len(lists))
-	for _, x := range lists {
-		data = append(data, listOf(x.List, x.Counts))
-	}
-	return pageOf(s, l, data, next), nil
+func (s *Server) listLists(r *request, l list) ([]api.ContactList, string, error) {
+	found, next, err := s.deps.Contacts.Lists(r.Context(), l.account, l.cursor, l.limit)
+	return each(found, func(x contact.ListInfo) api.ContactList { return listOf(x.List, x.Counts) }), next, err
 }
 
 func (s *Server) showList(r *request) (api.ContactList, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.ContactList{}, err
 	}
@@ -181,7 +162,7 @@ func (s *Server) showList(r *request) (api.ContactList, error) {
 }
 
 func (s *Server) patchList(r *request, in *api.PatchList) (api.ContactList, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.ContactList{}, err
 	}
@@ -210,7 +191,7 @@ func (s *Server) patchList(r *request, in *api.PatchList) (api.ContactList, erro
 }
 
 func (s *Server) deleteList(r *request) error {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return err
 	}
@@ -278,7 +259,7 @@ func (s *Server) deliverable(r *request, account string, contacts ...*api.Contac
 
 func (s *Server) listContacts(r *request) (api.Page[api.Contact], error) {
 	var none api.Page[api.Contact]
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return none, err
 	}
@@ -292,30 +273,28 @@ func (s *Server) listContacts(r *request) (api.Page[api.Contact], error) {
 	default:
 		return none, badParameter("status", "status must be subscribed, unsubscribed or pending.")
 	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	on, _, err := s.deps.Contacts.List(r.Context(), account, r.PathValue("id"))
-	if err != nil {
-		return none, err
-	}
-	found, next, err := s.deps.Contacts.Members(r.Context(), on.ID, status, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	data := make([]api.Contact, len(found))
-	refs := make([]*api.Contact, len(found))
-	for i := range found {
-		data[i] = contactOf(&found[i], on.ID)
-		data[i].ETag = "" // it is of all subscriptions
-		refs[i] = &data[i]
-	}
-	return pageOf(s, l, data, next), s.deliverable(r, account, refs...)
+	return pageOf(s, r, account, func(r *request, l list) ([]api.Contact, string, error) {
+		on, _, err := s.deps.Contacts.List(r.Context(), account, r.PathValue("id"))
+		if err != nil {
+			return nil, "", err
+		}
+		found, next, err := s.deps.Contacts.Members(r.Context(), on.ID, status, l.cursor, l.limit)
+		if err != nil {
+			return nil, "", err
+		}
+		data := make([]api.Contact, len(found))
+		refs := make([]*api.Contact, len(found))
+		for i := range found {
+			data[i] = contactOf(&found[i], on.ID)
+			data[i].ETag = "" // it is of all subscriptions
+			refs[i] = &data[i]
+		}
+		return data, next, s.deliverable(r, account, refs...)
+	})
 }
 
 func (s *Server) showContact(r *request) (api.Contact, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.Contact{}, err
 	}
@@ -341,7 +320,7 @@ func (s *Server) patchContact(r *request, in *api.PutContact) (api.Contact, erro
 }
 
 func (s *Server) changeContact(r *request, in *api.PutContact, patch bool) (api.Contact, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.Contact{}, err
 	}
@@ -407,7 +386,7 @@ func rowOf(in *api.PutContact) (contact.Row, *contact.RowError) {
 }
 
 func (s *Server) deleteContact(r *request) (api.ContactErased, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.ContactErased{}, err
 	}

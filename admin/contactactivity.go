@@ -7,34 +7,19 @@ import (
 
 // contactActivity lists what was sent to a contact and what became of it, from the history of outcomes, which is kept for
 // spool.retention. What still waits is in the queue.
-func (s *Server) contactActivity(r *request) (api.Page[api.QueueItem], error) {
-	var none api.Page[api.QueueItem]
-	account, err := ownAccount(r)
+func (s *Server) contactActivity(r *request, l list) ([]api.QueueItem, string, error) {
+	f, err := s.deps.Contacts.Get(r.Context(), l.account, r.PathValue("id"))
 	if err != nil {
-		return none, err
+		return nil, "", err
 	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	f, err := s.deps.Contacts.Get(r.Context(), account, r.PathValue("id"))
-	if err != nil {
-		return none, err
-	}
-	outcomes, next, err := s.deps.Queue.History(r.Context(), spool.HistoryQuery{Recipient: f.To.String(), Account: account}, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	items := make([]api.QueueItem, 0, len(outcomes))
-	for i := range outcomes {
-		items = append(items, outcomeItem(&outcomes[i]))
-	}
-	return pageOf(s, l, items, next), nil
+	q := spool.HistoryQuery{Recipient: f.To.String(), Account: l.account}
+	outcomes, next, err := s.deps.Queue.History(r.Context(), q, l.cursor, l.limit)
+	return each(outcomes, outcomeItem), next, err
 }
 
 // outcomeItem is a final outcome as the API shows it.
-func outcomeItem(o *spool.OutcomeRecord) api.QueueItem {
-	item := itemOf(&spool.Info{Outcome: o, From: o.From, Subject: o.Subject, AcceptedAt: o.AcceptedAt})
+func outcomeItem(o spool.OutcomeRecord) api.QueueItem {
+	item := itemOf(&spool.Info{Outcome: &o, From: o.From, Subject: o.Subject, AcceptedAt: o.AcceptedAt})
 	item.Class, item.MessageID = "", o.MessageID
 	return item
 }

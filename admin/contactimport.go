@@ -29,7 +29,7 @@ func (s *Server) importRoutes() []route {
 			[]string{"account", "list", "on_conflict", "max_errors", "dry_run"},
 			accepted, smallBody, true, as[api.Import](gives(s.createImport)),
 		},
-		{http.MethodGet, "/v1/imports", read, "List imports, newest first", []string{"account", "limit", "cursor"}, ok, 0, false, gives(s.listImports)},
+		{http.MethodGet, "/v1/imports", read, "List imports, newest first", []string{"account", "limit", "cursor"}, ok, 0, false, lists(s, (*request).account, s.listImports)},
 		{http.MethodGet, "/v1/imports/{id}", read, "Show how far an import has come; with wait_seconds, after it has ended", []string{"wait_seconds"}, ok, 0, false, gives(s.showImport)},
 		{http.MethodPut, "/v1/imports/{id}/chunks/{n}", scope, "Upload one chunk; the same bytes again change nothing", nil, ok, 0, true, gives(s.uploadChunk)},
 		{http.MethodPost, "/v1/imports/{id}/commit", scope, "End an import in chunks", nil, accepted, smallBody, false, takes(s.commitImport)},
@@ -151,7 +151,7 @@ func (s *Server) uploadContacts(r *request) (any, error) {
 	if err := s.importOptions(r, &in.Options); err != nil {
 		return nil, err
 	}
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return nil, err
 	}
@@ -254,25 +254,9 @@ func contentDigest(values []string) ([]byte, error) {
 	return nil, nil
 }
 
-func (s *Server) listImports(r *request) (api.Page[api.Import], error) {
-	var none api.Page[api.Import]
-	account, err := ownAccount(r)
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	found, next, err := s.deps.Contacts.Imports(r.Context(), account, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	data := make([]api.Import, 0, len(found))
-	for _, i := range found {
-		data = append(data, importOf(i))
-	}
-	return pageOf(s, l, data, next), nil
+func (s *Server) listImports(r *request, l list) ([]api.Import, string, error) {
+	found, next, err := s.deps.Contacts.Imports(r.Context(), l.account, l.cursor, l.limit)
+	return each(found, importOf), next, err
 }
 
 // showImport answers at once, or when the import has ended or wait_seconds are over.
@@ -341,19 +325,12 @@ func (s *Server) importErrors(r *request) (any, error) {
 	if strings.Contains(r.Header.Get("Accept"), "text/csv") {
 		return nil, s.downloadErrors(r)
 	}
-	l, err := s.list(r)
-	if err != nil {
-		return nil, err
-	}
-	rows, next, _, _, err := s.deps.Contacts.ImportErrors(r.Context(), r.caller.own(), r.PathValue("id"), l.cursor, l.limit)
-	if err != nil {
-		return nil, err
-	}
-	data := make([]api.ContactImportError, 0, len(rows))
-	for _, row := range rows {
-		data = append(data, api.ContactImportError{Chunk: row.Chunk, ImportError: row.ImportError})
-	}
-	return pageOf(s, l, data, next), nil
+	return pageOf(s, r, r.caller.own(), func(r *request, l list) ([]api.ContactImportError, string, error) {
+		rows, next, _, _, err := s.deps.Contacts.ImportErrors(r.Context(), l.account, r.PathValue("id"), l.cursor, l.limit)
+		return each(rows, func(row contact.RejectedRow) api.ContactImportError {
+			return api.ContactImportError{Chunk: row.Chunk, ImportError: row.ImportError}
+		}), next, err
+	})
 }
 
 // downloadErrors writes the rejected rows as they stood in the upload, with columns behind that say what is wrong. The

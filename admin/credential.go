@@ -12,21 +12,10 @@ func credentialOf(c account.Credential) api.Credential {
 	return api.Credential{Username: c.Username, Account: c.Account, Domains: c.Domains, CreatedAt: c.CreatedAt}
 }
 
-func (s *Server) listCredentials(r *request) (api.Page[api.Credential], error) {
-	var none api.Page[api.Credential]
-	owner, err := r.caller.filter(r.URL.Query().Get("account"))
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	all, err := s.deps.Accounts.Credentials(r.Context(), owner)
-	if err != nil {
-		return none, err
-	}
-	return pageOfAll(s, l, all, func(c account.Credential) string { return c.Username }, credentialOf), nil
+func (s *Server) listCredentials(r *request, l list) ([]api.Credential, string, error) {
+	all, err := s.deps.Accounts.Credentials(r.Context(), l.account)
+	found, next := cut(l, all, func(x account.Credential) string { return x.Username })
+	return each(found, credentialOf), next, err
 }
 
 func (s *Server) createCredential(r *request, in *api.CreateCredential) (api.Credential, error) {

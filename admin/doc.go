@@ -9,7 +9,8 @@
 //     that are known; openapi.go prints the same table at /v1/openapi.json.
 //  4. auth.go finds out who calls. A caller sees its own account; what belongs to another one does not exist for it.
 //  5. json.go reads the body strictly, or upload.go streams it.
-//  6. The handler, in the file named after its resource, calls the store or service that does the work.
+//  6. The handler, in the file named after its resource, calls the store or service that does the work. A list gives the
+//     part that page.go read from the request, and page.go makes the answer of it.
 //  7. problem.go, the one table of errors, says how what went wrong is answered.
 //
 // unsubscribe.go stands beside this: it is called by mailbox providers and people, without any key.

@@ -17,18 +17,9 @@ import (
 // lookupTimeout bounds all look-ups of one verification.
 const lookupTimeout = 20 * time.Second
 
-func (s *Server) listDomains(r *request) (api.Page[api.Domain], error) {
-	var none api.Page[api.Domain]
-	owner, err := r.caller.filter(r.URL.Query().Get("account"))
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	all := s.deps.Accounts.Domains(owner)
-	return pageOfAll(s, l, all, func(d account.Domain) string { return d.Name }, s.domainOf), nil
+func (s *Server) listDomains(_ *request, l list) ([]api.Domain, string, error) {
+	found, next := cut(l, s.deps.Accounts.Domains(l.account), func(d account.Domain) string { return d.Name })
+	return each(found, s.domainOf), next, nil
 }
 
 // domain finds the domain that the path names, in any spelling.

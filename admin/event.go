@@ -10,7 +10,7 @@ func (s *Server) listEvents(r *request) (api.Page[api.Event], error) {
 	q := r.URL.Query()
 	f := event.Filter{Type: q.Get("type"), Envelope: q.Get("envelope"), Campaign: q.Get("campaign")}
 	var err error
-	if f.Account, err = r.caller.filter(q.Get("account")); err != nil {
+	if f.Account, err = r.filter(); err != nil {
 		return none, err
 	}
 	if f.Since, err = queryTime(r, "since"); err != nil {
@@ -19,17 +19,8 @@ func (s *Server) listEvents(r *request) (api.Page[api.Event], error) {
 	if f.Until, err = queryTime(r, "until"); err != nil {
 		return none, err
 	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	events, next, err := s.deps.Events.List(r.Context(), f, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	data := make([]api.Event, 0, len(events))
-	for _, e := range events {
-		data = append(data, api.Event(e))
-	}
-	return pageOf(s, l, data, next), nil
+	return pageOf(s, r, f.Account, func(r *request, l list) ([]api.Event, string, error) {
+		events, next, err := s.deps.Events.List(r.Context(), f, l.cursor, l.limit)
+		return each(events, func(e event.Event) api.Event { return api.Event(e) }), next, err
+	})
 }

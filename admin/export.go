@@ -16,7 +16,7 @@ import (
 
 // exportSuppressions streams the list page by page: it never is in memory as a whole, and holds no transaction open.
 func (s *Server) exportSuppressions(r *request) error {
-	account, err := r.caller.account(r.URL.Query().Get("account"))
+	account, err := r.account()
 	if err != nil {
 		return err
 	}

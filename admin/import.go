@@ -39,7 +39,7 @@ type suppressionImport struct {
 func (s *Server) importSuppressions(r *request) (api.SuppressionImport, error) {
 	imp := &suppressionImport{s: s, ctx: r.Context()}
 	var err error
-	if imp.account, err = r.caller.account(r.URL.Query().Get("account")); err != nil {
+	if imp.account, err = r.account(); err != nil {
 		return imp.report, err
 	}
 	if err := plainBody(r); err != nil {

@@ -11,21 +11,10 @@ func keyOf(k account.Key) api.Key {
 	return api.Key{ID: k.ID, Account: k.Account, Name: k.Name, Scopes: k.Scopes, CreatedAt: k.CreatedAt}
 }
 
-func (s *Server) listKeys(r *request) (api.Page[api.Key], error) {
-	var none api.Page[api.Key]
-	owner, err := r.caller.filter(r.URL.Query().Get("account"))
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	all, err := s.deps.Accounts.Keys(r.Context(), owner)
-	if err != nil {
-		return none, err
-	}
-	return pageOfAll(s, l, all, func(k account.Key) string { return k.ID }, keyOf), nil
+func (s *Server) listKeys(r *request, l list) ([]api.Key, string, error) {
+	all, err := s.deps.Accounts.Keys(r.Context(), l.account)
+	found, next := cut(l, all, func(x account.Key) string { return x.ID })
+	return each(found, keyOf), next, err
 }
 
 func (s *Server) createKey(r *request, in *api.CreateKey) (api.Key, error) {

@@ -84,19 +84,48 @@ func (c cursorSealer) open(bound, sealed string) (string, error) {
 
 // list is the part of a list that a request asks for.
 type list struct {
-	limit  int
-	cursor string
-	bound  string // what a cursor of it is bound to
+	account string // whose it is; "" for every account
+	cursor  string // the store's; "" for the beginning
+	limit   int
 }
 
-// list reads limit and cursor.
-func (s *Server) list(r *request) (list, error) {
+// lists is an endpoint that answers with a page of a list: of the account that whose finds, what read has of the part that
+// is asked for, and the store's cursor of what is behind.
+func lists[T any](s *Server, whose func(*request) (string, error), read func(*request, list) ([]T, string, error)) endpoint {
+	return gives(func(r *request) (api.Page[T], error) {
+		account, err := whose(r)
+		if err != nil {
+			return api.Page[T]{}, err
+		}
+		return pageOf(s, r, account, read)
+	})
+}
+
+// pageOf is lists for a handler that has more to see to.
+func pageOf[T any](s *Server, r *request, account string, read func(*request, list) ([]T, string, error)) (api.Page[T], error) {
+	l, bound, err := s.list(r)
+	if err != nil {
+		return api.Page[T]{}, err
+	}
+	l.account = account
+	data, next, err := read(r, l)
+	if err != nil {
+		return api.Page[T]{}, err
+	}
+	if data == nil {
+		data = []T{}
+	}
+	return api.Page[T]{Data: data, HasMore: next != "", NextCursor: s.cursors.seal(bound, next)}, nil
+}
+
+// list reads limit and cursor, and tells what a cursor of this list is bound to.
+func (s *Server) list(r *request) (l list, bound string, err error) {
 	q := r.URL.Query()
-	l := list{limit: api.DefaultLimit}
+	l = list{limit: api.DefaultLimit}
 	if text := q.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > api.MaxLimit {
-			return l, badParameter("limit", fmt.Sprintf("limit must be a number from 1 to %d.", api.MaxLimit))
+			return l, "", badParameter("limit", fmt.Sprintf("limit must be a number from 1 to %d.", api.MaxLimit))
 		}
 		l.limit = n
 	}
@@ -106,41 +135,36 @@ func (s *Server) list(r *request) (list, error) {
 			filter[name] = values
 		}
 	}
-	l.bound = strings.Join([]string{r.URL.Path, filter.Encode(), r.caller.own()}, "\n")
-	var err error
-	l.cursor, err = s.cursors.open(l.bound, q.Get("cursor"))
-	return l, err
+	bound = strings.Join([]string{r.URL.Path, filter.Encode(), r.caller.own()}, "\n")
+	l.cursor, err = s.cursors.open(bound, q.Get("cursor"))
+	return l, bound, err
 }
 
-// pageOf makes the answer of what a store gave.
-func pageOf[T any](s *Server, l list, data []T, next string) api.Page[T] {
-	if data == nil {
-		data = []T{}
-	}
-	return api.Page[T]{Data: data, HasMore: next != "", NextCursor: s.cursors.seal(l.bound, next)}
-}
-
-// pageOfAll cuts a page out of a list that is in memory, sorted by key.
-func pageOfAll[T, U any](s *Server, l list, all []T, key func(T) string, show func(T) U) api.Page[U] {
+// cut takes the part out of a whole list that is in memory, sorted by key.
+func cut[T any](l list, whole []T, key func(T) string) (part []T, next string) {
 	from := 0
 	if l.cursor != "" {
-		from, _ = slices.BinarySearchFunc(all, l.cursor, func(t T, last string) int {
+		from, _ = slices.BinarySearchFunc(whole, l.cursor, func(t T, last string) int {
 			if key(t) <= last {
 				return -1
 			}
 			return 1
 		})
 	}
-	to := min(from+l.limit, len(all))
-	data := make([]U, 0, to-from)
-	for _, t := range all[from:to] {
-		data = append(data, show(t))
+	part = whole[from:min(from+l.limit, len(whole))]
+	if from+len(part) < len(whole) {
+		next = key(part[len(part)-1])
 	}
-	next := ""
-	if to < len(all) {
-		next = key(all[to-1])
+	return part, next
+}
+
+// each shows items as the API does.
+func each[T, U any](items []T, show func(T) U) []U {
+	out := make([]U, 0, len(items))
+	for _, item := range items {
+		out = append(out, show(item))
 	}
-	return pageOf(s, l, data, next)
+	return out
 }
 
 // queryTime reads a time parameter; zero where there is none.

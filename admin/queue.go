@@ -14,12 +14,7 @@ import (
 	"relayd/spool"
 )
 
-func (s *Server) listQueue(r *request) (api.Page[api.QueueItem], error) {
-	var none api.Page[api.QueueItem]
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
+func (s *Server) listQueue(r *request, l list) ([]api.QueueItem, string, error) {
 	q := r.URL.Query()
 	in := api.QueueSelector{
 		Query: q.Get("query"), Account: q.Get("account"), Message: q.Get("message"), Stream: q.Get("stream"),
@@ -27,28 +22,26 @@ func (s *Server) listQueue(r *request) (api.Page[api.QueueItem], error) {
 		Class: q.Get("class"), Reply: q.Get("reply"), Site: q.Get("site"),
 	}
 	if text := q.Get("older_than_seconds"); text != "" {
+		var err error
 		if in.OlderThanSeconds, err = strconv.ParseInt(text, 10, 64); err != nil {
-			return none, badParameter("older_than_seconds", "older_than_seconds must be a whole number.")
+			return nil, "", badParameter("older_than_seconds", "older_than_seconds must be a whole number.")
 		}
 	}
 	sel, err := selectorOf(r.caller, &in)
 	if err != nil {
-		return none, err
+		return nil, "", err
 	}
 	if _, err = s.expandSite(r, &sel); err != nil {
-		return none, err
+		return nil, "", err
 	}
 	infos, next, err := s.deps.Queue.List(r.Context(), sel, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
 	items := make([]api.QueueItem, 0, len(infos))
 	for i := range infos {
 		item := itemOf(&infos[i])
 		item.Site = s.siteOf(&infos[i])
 		items = append(items, item)
 	}
-	return pageOf(s, l, items, next), nil
+	return items, next, err
 }
 
 // maxSeconds is what a time.Duration can hold, and then some hundred years less.

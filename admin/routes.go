@@ -89,11 +89,11 @@ func (s *Server) table() []route {
 
 		large(post("/v1/campaigns", "campaigns:write", "Create a campaign; with start, send it (campaigns:send)", created,
 			as[api.Campaign](takes(s.createCampaign))), campaignBody),
-		get("/v1/campaigns", "campaigns:read", "List campaigns, newest first", gives(s.listCampaigns), "account", "limit", "cursor"),
+		get("/v1/campaigns", "campaigns:read", "List campaigns, newest first", as[api.CampaignList](lists(s, (*request).filter, s.listCampaigns)), "account", "limit", "cursor"),
 		get("/v1/campaigns/{id}", "campaigns:read", "Show a campaign", gives(s.showCampaign)),
 		upload(post("/v1/campaigns/{id}/recipients", "campaigns:write", "Upload recipients as CSV or JSON lines", ok,
 			gives(s.uploadRecipients))),
-		get("/v1/campaigns/{id}/recipients", "campaigns:read", "List what became of each recipient", gives(s.listRecipients),
+		get("/v1/campaigns/{id}/recipients", "campaigns:read", "List what became of each recipient", as[api.RecipientList](lists(s, (*request).own, s.listRecipients)),
 			"state", "limit", "cursor"),
 		large(patch("/v1/campaigns/{id}", "campaigns:write", "Change a draft, or how a campaign is sent and guarded; needs If-Match",
 			takes(s.patchCampaign)), campaignBody),
@@ -123,16 +123,16 @@ func (s *Server) table() []route {
 
 		large(post("/v1/messages", "messages:send", "Send one message", accepted, as[api.MessageQueued](takes(s.sendMessage))), s.messageBody()),
 
-		get("/v1/queue", "queue:read", "List envelopes that wait", gives(s.listQueue), "query", "account", "message", "stream",
+		get("/v1/queue", "queue:read", "List envelopes that wait", lists(s, (*request).own, s.listQueue), "query", "account", "message", "stream",
 			"campaign", "domain", "from", "to", "state", "class", "reply", "site", "older_than_seconds", "limit", "cursor"),
 		get("/v1/queue/stats", "queue:read", "Count envelopes", gives(s.queueStats), "queues", "sites"),
 		get("/v1/queue/{id}", "queue:read", "Show a message with its envelopes", gives(s.showQueue)),
 		get("/v1/queue/{id}/why", "queue:read", "Say what the envelopes of a message wait for", gives(s.whyQueue)),
-		get("/v1/history", "queue:read", "List final outcomes, those settled last first", gives(s.listHistory), "to", "message_id",
+		get("/v1/history", "queue:read", "List final outcomes, those settled last first", lists(s, (*request).own, s.listHistory), "to", "message_id",
 			"id", "account", "limit", "cursor"),
 		post("/v1/queue/actions", "queue:write", "Hold, release, retry or fail envelopes", ok, takes(s.queueAction)),
 
-		get("/v1/suppressions", "suppressions:read", "List suppressed addresses", gives(s.listSuppressions),
+		get("/v1/suppressions", "suppressions:read", "List suppressed addresses", lists(s, (*request).account, s.listSuppressions),
 			"account", "limit", "cursor"),
 		post("/v1/suppressions", "suppressions:write", "Suppress an address", created, takes(s.addSuppression)),
 		upload(post("/v1/suppressions/import", "suppressions:write", "Upload suppressions as CSV or JSON lines", ok,
@@ -143,16 +143,16 @@ func (s *Server) table() []route {
 		del("/v1/suppressions/{email}", "suppressions:delete", "Remove an address", ok, gives(s.removeSuppression),
 			"account", "scope"),
 
-		get("/v1/credentials", "credentials:read", "List SMTP credentials", gives(s.listCredentials), "account", "limit", "cursor"),
+		get("/v1/credentials", "credentials:read", "List SMTP credentials", lists(s, (*request).filter, s.listCredentials), "account", "limit", "cursor"),
 		post("/v1/credentials", "credentials:write", "Create an SMTP credential; its password is shown once", created,
 			takes(s.createCredential)),
 		del("/v1/credentials/{username}", "credentials:write", "Revoke an SMTP credential", empty, streams(s.revokeCredential)),
 
-		get("/v1/keys", "keys:read", "List API keys", gives(s.listKeys), "account", "limit", "cursor"),
+		get("/v1/keys", "keys:read", "List API keys", lists(s, (*request).filter, s.listKeys), "account", "limit", "cursor"),
 		post("/v1/keys", "keys:write", "Create an API key; it is shown once", created, takes(s.createKey)),
 		del("/v1/keys/{id}", "keys:write", "Revoke an API key", empty, streams(s.revokeKey)),
 
-		get("/v1/domains", "domains:read", "List sender domains", gives(s.listDomains), "account", "limit", "cursor"),
+		get("/v1/domains", "domains:read", "List sender domains", lists(s, (*request).filter, s.listDomains), "account", "limit", "cursor"),
 		post("/v1/domains", "domains:write", "Add a sender domain and make its DKIM keys", created, takes(s.createDomain)),
 		get("/v1/domains/{name}", "domains:read", "Show a sender domain", gives(s.showDomain)),
 		del("/v1/domains/{name}", "domains:write", "Remove a sender domain; its keys stay on disk", empty,

@@ -33,29 +33,13 @@ func (s *Server) createSegment(r *request, in *api.CreateSegment) (any, error) {
 	})
 }
 
-func (s *Server) listSegments(r *request) (api.Page[api.Segment], error) {
-	var none api.Page[api.Segment]
-	account, err := ownAccount(r)
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	found, next, err := s.deps.Contacts.Segments(r.Context(), account, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	data := make([]api.Segment, 0, len(found))
-	for _, g := range found {
-		data = append(data, segmentOf(g))
-	}
-	return pageOf(s, l, data, next), nil
+func (s *Server) listSegments(r *request, l list) ([]api.Segment, string, error) {
+	found, next, err := s.deps.Contacts.Segments(r.Context(), l.account, l.cursor, l.limit)
+	return each(found, segmentOf), next, err
 }
 
 func (s *Server) showSegment(r *request) (api.Segment, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.Segment{}, err
 	}
@@ -69,7 +53,7 @@ func (s *Server) showSegment(r *request) (api.Segment, error) {
 }
 
 func (s *Server) patchSegment(r *request, in *api.PatchSegment) (api.Segment, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.Segment{}, err
 	}
@@ -101,7 +85,7 @@ func set[T any](field, to *T) {
 }
 
 func (s *Server) deleteSegment(r *request) error {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return err
 	}
@@ -111,7 +95,7 @@ func (s *Server) deleteSegment(r *request) error {
 }
 
 func (s *Server) countSegment(r *request) (api.SegmentCount, error) {
-	account, err := ownAccount(r)
+	account, err := r.account()
 	if err != nil {
 		return api.SegmentCount{}, err
 	}

@@ -19,7 +19,7 @@ func (s *Server) siteRoutes() []route {
 	return []route{
 		{
 			method: http.MethodGet, path: "/v1/sites", scope: account.ScopeAdmin, summary: "List sites and providers, those with the most mail first",
-			query: []string{"state", "limit", "cursor"}, status: http.StatusOK, call: gives(s.listSites),
+			query: []string{"state", "limit", "cursor"}, status: http.StatusOK, call: lists(s, (*request).own, s.listSites),
 		},
 		{
 			method: http.MethodGet, path: "/v1/sites/{name}", scope: account.ScopeAdmin, summary: "Show the sites of one name",
@@ -62,16 +62,11 @@ func siteOf(x *delivery.SiteState) api.Site {
 }
 
 // listSites pages by position: the list changes from moment to moment, and an operator looks at its head.
-func (s *Server) listSites(r *request) (api.Page[api.Site], error) {
-	var none api.Page[api.Site]
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
+func (s *Server) listSites(r *request, l list) ([]api.Site, string, error) {
 	states := []string{"active", "idle", "limited", "paused", "suspended"}
 	state := r.URL.Query().Get("state")
 	if state != "" && !slices.Contains(states, state) {
-		return none, badParameter("state", "state must be active, idle, limited, paused or suspended.")
+		return nil, "", badParameter("state", "state must be active, idle, limited, paused or suspended.")
 	}
 	sites := s.siteStates()
 	if state != "" {
@@ -79,8 +74,9 @@ func (s *Server) listSites(r *request) (api.Page[api.Site], error) {
 	}
 	from := 0
 	if l.cursor != "" {
+		var err error
 		if from, err = strconv.Atoi(l.cursor); err != nil || from < 0 {
-			return none, badParameter("cursor", "This cursor is not one of this list.")
+			return nil, "", badParameter("cursor", "This cursor is not one of this list.")
 		}
 	}
 	from = min(from, len(sites))
@@ -89,7 +85,7 @@ func (s *Server) listSites(r *request) (api.Page[api.Site], error) {
 	if to < len(sites) {
 		next = strconv.Itoa(to)
 	}
-	return pageOf(s, l, sites[from:to], next), nil
+	return sites[from:to], next, nil
 }
 
 func (s *Server) showSite(r *request) (api.Page[api.Site], error) {

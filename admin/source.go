@@ -29,13 +29,13 @@ func (s *Server) sourceRoutes() []route {
 	const read, write = "contacts:read", "contacts:import"
 	return []route{
 		{http.MethodPost, "/v1/sources", write, "Create a source: a table of MySQL or PostgreSQL that feeds a list", nil, http.StatusCreated, smallBody, false, as[api.Source](takes(s.createSource))},
-		{http.MethodGet, "/v1/sources", read, "List sources", []string{"account", "limit", "cursor"}, http.StatusOK, 0, false, gives(s.listSources)},
+		{http.MethodGet, "/v1/sources", read, "List sources", []string{"account", "limit", "cursor"}, http.StatusOK, 0, false, lists(s, (*request).filter, s.listSources)},
 		{http.MethodGet, "/v1/sources/{id}", read, "Show a source with its watermark and last run", nil, http.StatusOK, 0, false, gives(s.showSource)},
 		{http.MethodPatch, "/v1/sources/{id}", write, "Change a source", nil, http.StatusOK, smallBody, false, takes(s.patchSource)},
 		{http.MethodDelete, "/v1/sources/{id}", write, "Remove a source; its contacts stay", nil, http.StatusNoContent, 0, false, streams(s.deleteSource)},
 		{http.MethodPost, "/v1/sources/{id}/test", write, "Connect and tell what a run would meet", nil, http.StatusOK, 0, false, gives(s.testSource)},
 		{http.MethodPost, "/v1/sources/{id}/sync", write, "Ask for a run now", nil, http.StatusAccepted, smallBody, false, endpoint{func(r *request) (any, error) { return s.syncSource(r) }, reflect.TypeFor[api.SyncSource](), reflect.TypeFor[api.SourceRun]()}},
-		{http.MethodGet, "/v1/sources/{id}/runs", read, "List runs of a source, newest first", []string{"limit", "cursor"}, http.StatusOK, 0, false, gives(s.listSourceRuns)},
+		{http.MethodGet, "/v1/sources/{id}/runs", read, "List runs of a source, newest first", []string{"limit", "cursor"}, http.StatusOK, 0, false, lists(s, (*request).own, s.listSourceRuns)},
 		{http.MethodGet, "/v1/sources/{id}/runs/{run}", read, "Show a run; with wait_seconds, after it has ended", []string{"wait_seconds"}, http.StatusOK, 0, false, gives(s.showSourceRun)},
 	}
 }
@@ -60,18 +60,8 @@ func (s *Server) createSource(r *request, in *api.CreateSource) (any, error) {
 	})
 }
 
-func (s *Server) listSources(r *request) (api.Page[api.Source], error) {
-	var none api.Page[api.Source]
-	account, err := r.caller.filter(r.URL.Query().Get("account"))
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	data, next, err := s.deps.Sources.List(r.Context(), account, l.cursor, l.limit)
-	return pageOf(s, l, data, next), err
+func (s *Server) listSources(r *request, l list) ([]api.Source, string, error) {
+	return s.deps.Sources.List(r.Context(), l.account, l.cursor, l.limit)
 }
 
 func (s *Server) showSource(r *request) (api.Source, error) {
@@ -128,13 +118,8 @@ func (s *Server) syncSource(r *request) (any, error) {
 	})
 }
 
-func (s *Server) listSourceRuns(r *request) (api.Page[api.SourceRun], error) {
-	l, err := s.list(r)
-	if err != nil {
-		return api.Page[api.SourceRun]{}, err
-	}
-	data, next, err := s.deps.Sources.Runs(r.Context(), r.caller.own(), r.PathValue("id"), l.cursor, l.limit)
-	return pageOf(s, l, data, next), err
+func (s *Server) listSourceRuns(r *request, l list) ([]api.SourceRun, string, error) {
+	return s.deps.Sources.Runs(r.Context(), l.account, r.PathValue("id"), l.cursor, l.limit)
 }
 
 // maxRunWait bounds wait_seconds, below the deadline for answers.

@@ -10,29 +10,9 @@ import (
 	"relayd/internal/suppression"
 )
 
-func (s *Server) listSuppressions(r *request) (api.Page[api.Suppression], error) {
-	var none api.Page[api.Suppression]
-	account, err := r.caller.account(r.URL.Query().Get("account"))
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	entries, next, err := s.deps.Suppression.List(r.Context(), account, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	return pageOf(s, l, suppressionsOf(entries), next), nil
-}
-
-func suppressionsOf(entries []suppression.Entry) []api.Suppression {
-	out := make([]api.Suppression, 0, len(entries))
-	for _, e := range entries {
-		out = append(out, suppressionOf(e))
-	}
-	return out
+func (s *Server) listSuppressions(r *request, l list) ([]api.Suppression, string, error) {
+	entries, next, err := s.deps.Suppression.List(r.Context(), l.account, l.cursor, l.limit)
+	return each(entries, suppressionOf), next, err
 }
 
 func suppressionOf(e suppression.Entry) api.Suppression {
@@ -111,7 +91,7 @@ func (s *Server) checkSuppression(r *request) (api.SuppressionCheck, error) {
 		return out, err
 	}
 	out = api.SuppressionCheck{
-		Email: to.String(), Entries: suppressionsOf(entries), Effective: api.SuppressionEffective{Transactional: "allowed", Broadcast: "allowed"},
+		Email: to.String(), Entries: each(entries, suppressionOf), Effective: api.SuppressionEffective{Transactional: "allowed", Broadcast: "allowed"},
 	}
 	for _, e := range entries {
 		if !e.ExpiresAt.IsZero() && !e.ExpiresAt.After(s.now()) {
@@ -126,7 +106,7 @@ func (s *Server) checkSuppression(r *request) (api.SuppressionCheck, error) {
 }
 
 func suppressionPath(r *request) (string, mail.Path, error) {
-	account, err := r.caller.account(r.URL.Query().Get("account"))
+	account, err := r.account()
 	if err != nil {
 		return "", mail.Path{}, err
 	}

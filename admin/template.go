@@ -31,20 +31,15 @@ func (s *Server) templateRoutes() []route {
 	}
 	return []route{
 		call(http.MethodPost, "/v1/templates", write, "Store the first version of a template", http.StatusCreated, campaignBody, takes(s.createTemplate)),
-		call(http.MethodGet, "/v1/templates", read, "List templates by name", http.StatusOK, 0, gives(s.listTemplates), "limit", "cursor"),
+		call(http.MethodGet, "/v1/templates", read, "List templates by name", http.StatusOK, 0, lists(s, (*request).account, s.listTemplates), "limit", "cursor"),
 		call(http.MethodGet, "/v1/templates/{name}", read, "Show a version with its source", http.StatusOK, 0, gives(s.showTemplate), "version"),
 		call(http.MethodPatch, "/v1/templates/{name}", write, "Change the draft, or make the next version", http.StatusOK, campaignBody, takes(s.patchTemplate)),
 		call(http.MethodDelete, "/v1/templates/{name}", write, "Remove a template with all its versions", http.StatusNoContent, 0, streams(s.deleteTemplate)),
-		call(http.MethodGet, "/v1/templates/{name}/versions", read, "List versions, the latest first", http.StatusOK, 0, gives(s.listVersions), "limit", "cursor"),
+		call(http.MethodGet, "/v1/templates/{name}/versions", read, "List versions, the latest first", http.StatusOK, 0, lists(s, (*request).account, s.listVersions), "limit", "cursor"),
 		call(http.MethodPost, "/v1/templates/{name}/publish", write, "Freeze a version and make it the one that is sent", http.StatusOK, smallBody, takes(s.publishTemplate)),
 		call(http.MethodPost, "/v1/templates/{name}/render", read, "Show the message that a version makes of data", http.StatusOK, campaignBody, takes(s.renderTemplate)),
 		call(http.MethodPost, "/v1/templates/{name}/validate", read, "Check a version, or a source, as mailbox providers do", http.StatusOK, campaignBody, takes(s.validateTemplate)),
 	}
-}
-
-// templateAccount is the account that a call is about.
-func (r *request) templateAccount() (string, error) {
-	return r.caller.account(r.URL.Query().Get("account"))
 }
 
 // tagged sets the ETag of a template.
@@ -64,7 +59,7 @@ func (r *request) match() string {
 }
 
 func (s *Server) createTemplate(r *request, in *api.CreateTemplate) (api.Template, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.Template{}, err
 	}
@@ -78,25 +73,12 @@ func (s *Server) createTemplate(r *request, in *api.CreateTemplate) (api.Templat
 	return tagged(r, t, err)
 }
 
-func (s *Server) listTemplates(r *request) (api.Page[api.Template], error) {
-	var none api.Page[api.Template]
-	account, err := r.templateAccount()
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
-	data, next, err := s.deps.Templates.Templates(r.Context(), account, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	return pageOf(s, l, data, next), nil
+func (s *Server) listTemplates(r *request, l list) ([]api.Template, string, error) {
+	return s.deps.Templates.Templates(r.Context(), l.account, l.cursor, l.limit)
 }
 
 func (s *Server) showTemplate(r *request) (api.Template, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.Template{}, err
 	}
@@ -111,7 +93,7 @@ func (s *Server) showTemplate(r *request) (api.Template, error) {
 }
 
 func (s *Server) patchTemplate(r *request, in *api.PatchTemplate) (api.Template, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.Template{}, err
 	}
@@ -123,37 +105,25 @@ func (s *Server) patchTemplate(r *request, in *api.PatchTemplate) (api.Template,
 }
 
 func (s *Server) deleteTemplate(r *request) error {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return err
 	}
 	return s.deps.Templates.DeleteTemplate(r.Context(), account, r.PathValue("name"), r.match())
 }
 
-func (s *Server) listVersions(r *request) (api.Page[api.Template], error) {
-	var none api.Page[api.Template]
-	account, err := r.templateAccount()
-	if err != nil {
-		return none, err
-	}
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
+func (s *Server) listVersions(r *request, l list) ([]api.Template, string, error) {
 	before, _ := strconv.Atoi(l.cursor) // sealed: nobody but us has written it
-	data, next, err := s.deps.Templates.TemplateVersions(r.Context(), account, r.PathValue("name"), before, l.limit)
-	if err != nil {
-		return none, err
+	data, last, err := s.deps.Templates.TemplateVersions(r.Context(), l.account, r.PathValue("name"), before, l.limit)
+	next := ""
+	if last > 0 {
+		next = strconv.Itoa(last)
 	}
-	cursor := ""
-	if next > 0 {
-		cursor = strconv.Itoa(next)
-	}
-	return pageOf(s, l, data, cursor), nil
+	return data, next, err
 }
 
 func (s *Server) publishTemplate(r *request, in *api.PublishTemplate) (api.Template, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.Template{}, err
 	}
@@ -162,7 +132,7 @@ func (s *Server) publishTemplate(r *request, in *api.PublishTemplate) (api.Templ
 }
 
 func (s *Server) renderTemplate(r *request, in *api.RenderTemplate) (api.RenderedTemplate, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.RenderedTemplate{}, err
 	}
@@ -178,7 +148,7 @@ func (s *Server) renderTemplate(r *request, in *api.RenderTemplate) (api.Rendere
 }
 
 func (s *Server) validateTemplate(r *request, in *api.RenderTemplate) (api.TemplateValidation, error) {
-	account, err := r.templateAccount()
+	account, err := r.account()
 	if err != nil {
 		return api.TemplateValidation{}, err
 	}

@@ -3,6 +3,7 @@ package admin
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -195,16 +196,12 @@ func heldWait(notes []spool.Note) spoolWait {
 	return w
 }
 
-func (s *Server) listHistory(r *request) (api.Page[api.QueueItem], error) {
-	var none api.Page[api.QueueItem]
-	l, err := s.list(r)
-	if err != nil {
-		return none, err
-	}
+func (s *Server) listHistory(r *request, l list) ([]api.QueueItem, string, error) {
 	v := r.URL.Query()
 	q := spool.HistoryQuery{Recipient: v.Get("to"), MessageID: v.Get("message_id")}
-	if q.Account, err = r.caller.filter(v.Get("account")); err != nil {
-		return none, err
+	var err error
+	if q.Account, err = r.filter(); err != nil {
+		return nil, "", err
 	}
 	given := 0
 	for _, name := range []string{"to", "message_id", "id"} {
@@ -212,33 +209,23 @@ func (s *Server) listHistory(r *request) (api.Page[api.QueueItem], error) {
 			given++
 		}
 		if len(v.Get(name)) > 1000 {
-			return none, badParameter(name, name+" is longer than 1000 bytes.")
+			return nil, "", badParameter(name, name+" is longer than 1000 bytes.")
 		}
 	}
 	if given != 1 {
-		return none, badParameter("to", "Give one of to, message_id and id.")
+		return nil, "", badParameter("to", "Give one of to, message_id and id.")
 	}
 	one := ""
 	if text := strings.ToLower(v.Get("id")); text != "" {
 		queueID, _, envelope := strings.Cut(text, ".")
 		if q.Message, err = mail.ParseQueueID(queueID); err != nil {
-			return none, badParameter("id", "id must be a queue ID or an envelope ID.")
+			return nil, "", badParameter("id", "id must be a queue ID or an envelope ID.")
 		}
 		if envelope {
 			one = text
 		}
 	}
 	outcomes, next, err := s.deps.Queue.History(r.Context(), q, l.cursor, l.limit)
-	if err != nil {
-		return none, err
-	}
-	items := make([]api.QueueItem, 0, len(outcomes))
-	for i := range outcomes {
-		o := &outcomes[i]
-		if one != "" && o.ID.String() != one {
-			continue
-		}
-		items = append(items, outcomeItem(o))
-	}
-	return pageOf(s, l, items, next), nil
+	outcomes = slices.DeleteFunc(outcomes, func(o spool.OutcomeRecord) bool { return one != "" && o.ID.String() != one })
+	return each(outcomes, outcomeItem), next, err
 }
