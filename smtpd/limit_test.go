@@ -239,3 +239,53 @@ func TestTranscript(t *testing.T) {
 	require.NotContains(t, log, "hidden")
 	require.NotContains(t, log, plainIR("app", "secret"))
 }
+
+// TestTranscriptOfEveryMechanism has no word of an exchange: neither what the client says, whole or in steps, right, wrong
+// or cut off, nor the challenges, by which a password of SCRAM could be guessed.
+func TestTranscriptOfEveryMechanism(t *testing.T) {
+	t.Parallel()
+	f, token := startOAuth(t)
+	dial := func() *client {
+		c := f.dial(t, implicit)
+		c.upgrade()
+		c.expect("220")
+		c.cmd("EHLO x", "250 ")
+		return c
+	}
+	for _, d := range [][]string{ // sent, expected
+		{"AUTH PLAIN " + plainIR("app", "secret"), "235"},
+		{"AUTH PLAIN", "334", plainIR("app", "secret"), "235"},
+		{"auth plain " + plainIR("app", "hunter2"), "535"},
+		{"AUTH LOGIN", "334", b64("app"), "334", b64("secret"), "235"},
+		{"AUTH LOGIN " + b64("app"), "334", b64("hunter2"), "535", b64("hunter2"), "500"},
+		{"AUTH LOGIN", "334", "!!!", "501", b64("app"), "500", b64("secret"), "500"}, // a client that does not look
+		{"AUTH " + plainIR("app", "secret"), "504"},
+		{"AUTH\t" + plainIR("app", "secret"), "500"},
+		{"AUTHPLAIN " + plainIR("app", "secret"), "500"},
+		{"AUTH OAUTHBEARER " + b64("n,,\x01auth=Bearer "+token+"\x01\x01"), "235"},
+		{"AUTH OAUTHBEARER", "334", b64("n,,\x01auth=Bearer " + token + "x\x01\x01"), "334", "AQ==", "535"},
+	} {
+		c := dial()
+		for i := 0; i < len(d); i += 2 {
+			c.cmd(d[i], d[i+1])
+		}
+		c.cmd("QUIT", "221")
+	}
+	c := dial()
+	require.Contains(t, c.scramLogin(scramSHA256, "n,,", nil, "app", "secret"), "235")
+	c.cmd("QUIT", "221")
+	c = dial()
+	require.Contains(t, c.scramLogin(scramSHA256, "n,,", nil, "app", "hunter2"), "535")
+	c.cmd("QUIT", "221")
+	require.NoError(t, f.Close())
+	log := f.log.String()
+	for _, secret := range []string{
+		"secret", "hunter2", b64("secret"), b64("hunter2"), plainIR("app", "secret"), plainIR("app", "hunter2"), b64("app"), "AQ==",
+		token[:40], b64("n,,\x01auth=Bearer "), b64("n,,n=app,r=clientnonce"), "c=biws", b64("c=biws"), "r=clientnonce", b64("r=clientnonc"),
+	} {
+		require.NotContains(t, log, secret)
+	}
+	require.NotRegexp(t, `line="334 [^*]`, log)
+	require.Contains(t, log, `line="AUTH SCRAM-SHA-256 ***"`)
+	require.Contains(t, log, `line="334 ***"`)
+}

@@ -14,34 +14,55 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOAuthBearer(t *testing.T) {
-	t.Parallel()
-	b64 := base64.RawURLEncoding
+// startOAuth is start with an issuer whose one key is Ed25519, of ID 1; token is one of its tokens for "app".
+func startOAuth(t *testing.T) (f *fixture, token string) {
+	t.Helper()
+	f, private := startIssuer(t)
+	return f, signedToken(t, private, tokenHead, tokenClaims(nil))
+}
+
+func startIssuer(t *testing.T) (*fixture, ed25519.PrivateKey) {
+	t.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "jwks.json")
+	set := `{"keys":[{"kty":"oct","kid":"h","k":"AAAA"},{"kty":"OKP","crv":"Ed25519","kid":"1","x":"` +
+		base64.RawURLEncoding.EncodeToString(public) + `"}]}`
+	require.NoError(t, os.WriteFile(file, []byte(set), 0o600))
+	return start(t, func(c *Config) {
+		c.OAuth = OAuth{Issuer: "https://id.example", Audience: "relay", JWKSFile: file, Claim: "sub"}
+	}), private
+}
+
+const tokenHead = `{"alg":"EdDSA","kid":"1"}`
+
+func tokenClaims(change func(m map[string]any)) map[string]any {
+	m := map[string]any{"iss": "https://id.example", "aud": []string{"other", "relay"}, "sub": "app", "exp": time.Now().Add(time.Hour).Unix()}
+	if change != nil {
+		change(m)
+	}
+	return m
+}
+
+func signedToken(t *testing.T, key ed25519.PrivateKey, head string, claims map[string]any) string {
+	t.Helper()
+	payload, err := json.Marshal(claims)
+	require.NoError(t, err)
+	text := base64.RawURLEncoding.EncodeToString([]byte(head)) + "." + base64.RawURLEncoding.EncodeToString(payload)
+	return text + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(key, []byte(text)))
+}
+
+func TestOAuthBearer(t *testing.T) {
+	t.Parallel()
 	_, stranger, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	file := filepath.Join(t.TempDir(), "jwks.json")
-	set := `{"keys":[{"kty":"oct","kid":"h","k":"AAAA"},{"kty":"OKP","crv":"Ed25519","kid":"1","x":"` + b64.EncodeToString(public) + `"}]}`
-	require.NoError(t, os.WriteFile(file, []byte(set), 0o600))
-	f := start(t, func(c *Config) {
-		c.OAuth = OAuth{Issuer: "https://id.example", Audience: "relay", JWKSFile: file, Claim: "sub"}
-	})
+	f, private := startIssuer(t)
 	now := time.Now()
-	claims := func(change func(m map[string]any)) map[string]any {
-		m := map[string]any{"iss": "https://id.example", "aud": []string{"other", "relay"}, "sub": "app", "exp": now.Add(time.Hour).Unix()}
-		if change != nil {
-			change(m)
-		}
-		return m
-	}
+	claims := tokenClaims
 	token := func(key ed25519.PrivateKey, head string, m map[string]any) string {
-		payload, err := json.Marshal(m)
-		require.NoError(t, err)
-		text := b64.EncodeToString([]byte(head)) + "." + b64.EncodeToString(payload)
-		return text + "." + b64.EncodeToString(ed25519.Sign(key, []byte(text)))
+		return signedToken(t, key, head, m)
 	}
-	const head = `{"alg":"EdDSA","kid":"1"}`
+	const head = tokenHead
 	tests := map[string]struct {
 		token string
 		right bool

@@ -13,6 +13,9 @@ func (s *session) transcribe() {
 		return
 	}
 	s.wire.said = func(reply string) {
+		if strings.HasPrefix(reply, "334 ") { // salt and signature of SCRAM are enough to guess a password
+			reply = "334 ***"
+		}
 		s.srv.log.Debug("reply.sent", "session", s.id, "line", strings.TrimSuffix(reply, "\r\n"))
 	}
 }
