@@ -61,9 +61,13 @@ func (s *session) auth(ctx context.Context, arg string) {
 		return
 	}
 	var got login
-	err := s.exchange(s.mechanism(ctx, name, &got), initial, hasInitial)
+	mech := s.mechanism(ctx, name, &got)
+	err := s.exchange(mech, initial, hasInitial)
 	if s.closing {
 		return
+	}
+	if b, ok := mech.(*bearerServer); ok && b.failed != nil { // it counts, whatever the client answered to the reason
+		err = b.failed
 	}
 	if err == nil && got.cred == nil {
 		err = errAuthFailed
@@ -113,8 +117,15 @@ func (s *session) mechanism(ctx context.Context, name string, got *login) sasl.S
 	case sasl.Login:
 		return &loginServer{check: check}
 	case sasl.OAuthBearer:
-		return &bearerServer{check: func(token string) (err error) {
-			got.cred, got.username, err = s.srv.oauth.check(token, s.srv.deps.Now())
+		return &bearerServer{check: func(identity, token string) error {
+			cred, username, err := s.srv.oauth.check(token, s.srv.deps.Now())
+			got.username = username
+			if err == nil && identity != "" && identity != cred.Username { // nobody may act for another
+				err = errAuthFailed
+			}
+			if err == nil {
+				got.cred = cred
+			}
 			return err
 		}}
 	case sasl.External:

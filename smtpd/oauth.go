@@ -217,8 +217,8 @@ func parseKeySet(text []byte) (map[string]crypto.PublicKey, error) {
 
 // bearerServer is OAUTHBEARER (RFC 7628). go-sasl's wants the reason of a refusal as an error that is no reply of ours.
 type bearerServer struct {
-	check  func(token string) error
-	failed error
+	check  func(identity, token string) error
+	failed error // why the token was refused, once it was
 }
 
 // Next implements sasl.Server. A refused token gets its reason as JSON, and the client's answer to that gets the reply.
@@ -230,7 +230,8 @@ func (b *bearerServer) Next(response []byte) (challenge []byte, done bool, err e
 		return []byte{}, false, nil
 	}
 	header, rest, ok := strings.Cut(string(response), "\x01")
-	if !ok || !strings.HasPrefix(header, "n,") || !strings.HasSuffix(rest, "\x01") {
+	identity, named := bearerIdentity(header)
+	if !ok || !named || !strings.HasSuffix(rest, "\x01") {
 		return nil, false, sasl.ErrUnexpectedClientResponse
 	}
 	for pair := range strings.SplitSeq(rest, "\x01") {
@@ -242,11 +243,29 @@ func (b *bearerServer) Next(response []byte) (challenge []byte, done bool, err e
 		if !strings.EqualFold(kind, "Bearer") {
 			break
 		}
-		if err := b.check(strings.TrimSpace(token)); !errors.Is(err, errAuthFailed) {
+		if err := b.check(identity, strings.TrimSpace(token)); !errors.Is(err, errAuthFailed) {
 			return nil, err == nil, err
 		}
 		b.failed = errAuthFailed
 		return []byte(`{"status":"invalid_token"}`), false, nil
 	}
 	return nil, false, sasl.ErrUnexpectedClientResponse
+}
+
+// bearerIdentity reads the authorization identity, "" for none, in a gs2-header (RFC 5801 section 4) without channel
+// binding.
+func bearerIdentity(header string) (string, bool) {
+	flag, rest, ok := strings.Cut(header, ",")
+	name, end := strings.CutSuffix(rest, ",")
+	if !ok || !end || flag != "n" && flag != "y" {
+		return "", false
+	}
+	if name == "" {
+		return "", true
+	}
+	name, ok = strings.CutPrefix(name, "a=")
+	if !ok || strings.Contains(name, ",") {
+		return "", false
+	}
+	return unescapeName(name)
 }

@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -105,4 +106,85 @@ func TestOAuthBearer(t *testing.T) {
 		_, err := parseKeySet([]byte(bad))
 		require.Error(t, err, bad)
 	}
+}
+
+// TestOAuthBearerDialogue (RFC 7628 section 3): whom the client wants to act as, what it answers to the reason of a refusal,
+// and what is no response at all.
+func TestOAuthBearerDialogue(t *testing.T) {
+	t.Parallel()
+	f, token := startOAuth(t)
+	const unknown = "\x01auth=Bearer a.b.c\x01\x01"
+	known := "\x01auth=Bearer " + token + "\x01\x01"
+	reason := "334 " + b64(`{"status":"invalid_token"}`) + "\r\n"
+	const mail = "MAIL FROM:<a@example.com>"
+	for name, d := range map[string][]string{ // sent, expected
+		"nobody_else":                {b64("n,," + known), "235", mail, "250"},
+		"itself":                     {b64("n,a=app," + known), "235", mail, "250"},
+		"would_bind_channels":        {b64("y,," + known), "235", mail, "250"},
+		"host_and_port":              {b64("n,,\x01host=relay.example.com\x01port=465" + known), "235", mail, "250"},
+		"bearer_in_lower_case":       {b64("n,," + strings.Replace(known, "Bearer", "bearer", 1)), "235", mail, "250"},
+		"acting_for_another":         {b64("n,a=other," + known), reason, "AQ==", "535 5.7.8", mail, "530"},
+		"refused":                    {b64("n,," + unknown), reason, "AQ==", "535 5.7.8", mail, "530"},
+		"refused_and_cancelled":      {b64("n,," + unknown), reason, "*", "535 5.7.8", mail, "530"},
+		"refused_and_tried_again":    {b64("n,," + unknown), reason, b64("n,," + known), "535 5.7.8", mail, "530"},
+		"refused_and_no_base64":      {b64("n,," + unknown), reason, mail, "535 5.7.8", mail, "530"},
+		"binds_channels":             {b64("p=tls-exporter,," + known), "501 5.5.2", mail, "530"},
+		"no_header":                  {b64(known), "501 5.5.2", mail, "530"},
+		"header_without_end":         {b64("n," + known), "501 5.5.2", mail, "530"},
+		"identity_without_end":       {b64("n,a=app" + known), "501 5.5.2", mail, "530"},
+		"identity_of_another_kind":   {b64("n,b=app," + known), "501 5.5.2", mail, "530"},
+		"two_identities":             {b64("n,a=app,a=root," + known), "501 5.5.2", mail, "530"},
+		"escape_that_is_none":        {b64("n,a=a=pp," + known), "501 5.5.2", mail, "530"},
+		"no_token":                   {b64("n,,\x01host=x\x01\x01"), "501 5.5.2", mail, "530"},
+		"password_instead":           {b64("n,,\x01auth=Basic c2VjcmV0\x01\x01"), "501 5.5.2", mail, "530"},
+		"cut_off":                    {b64("n,,\x01auth=Bearer " + token), "501 5.5.2", mail, "530"},
+		"failures_count_like_others": {b64("n,," + unknown), reason, "*", "535", "AUTH OAUTHBEARER " + b64("n,,"+unknown), reason, "AQ==", "535", "AUTH PLAIN " + plainIR("app", "x"), "421 4.7.0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := f.dial(t, implicit)
+			c.upgrade()
+			c.expect("220")
+			c.cmd("EHLO x", "250 ")
+			c.cmd("AUTH OAUTHBEARER", "334 \r\n")
+			for i := 0; i < len(d); i += 2 {
+				c.cmd(d[i], d[i+1])
+			}
+		})
+	}
+}
+
+// FuzzBearer: no response and no token makes anybody of a stranger, and no key set a panic.
+func FuzzBearer(f *testing.F) {
+	public, private, err := ed25519.GenerateKey(nil)
+	require.NoError(f, err)
+	text := base64.RawURLEncoding.EncodeToString([]byte(tokenHead)) + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"app"}`))
+	right := text + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(private, []byte(text)))
+	for _, s := range []string{
+		"n,,\x01auth=Bearer " + right + "\x01\x01", "n,a=app,\x01host=x\x01auth=Bearer a.b.c\x01\x01", "y,a=a=2Cb=3D,\x01auth=\x01\x01", "\x01",
+		`{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"},{"kty":"EC","crv":"P-256","x":"AA","y":"AA"},{"kty":"OKP","crv":"Ed25519","x":"AA"}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	keys := map[string]crypto.PublicKey{"1": public}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		_, _ = parseKeySet(in)
+		passed := false
+		m := &bearerServer{check: func(_, token string) error {
+			if _, passed = verifyToken(token, keys); !passed {
+				return errAuthFailed
+			}
+			require.Equal(t, right, token)
+			return nil
+		}}
+		_, done, err := m.Next(in)
+		require.Equal(t, passed, done)
+		if m.failed != nil {
+			require.False(t, done)
+			require.NoError(t, err)
+			_, done, err = m.Next(in)
+			require.False(t, done)
+			require.ErrorIs(t, err, errAuthFailed)
+		}
+	})
 }
