@@ -180,11 +180,12 @@ func TestExtensionsReachTheDoor(t *testing.T) {
 	f := start(t)
 	c := f.ready(t, implicit)
 	c.cmd("MAIL FROM:<홍@example.com> SMTPUTF8 REQUIRETLS HOLDFOR=3600 BODY=8BITMIME", "250")
-	c.cmd("RCPT TO:<길동@example.net>", "250")
+	c.cmd("RCPT TO:<길동@example.net> ORCPT=utf-8;홍길동@example.net", "250")
 	c.send(bdat("x\r\n", true))
 	c.expect("250")
 	c.cmd("MAIL FROM:<a@example.com> HOLDUNTIL="+time.Now().Add(time.Hour).UTC().Format(time.RFC3339), "250")
 	c.cmd("RCPT TO:<길동@example.net>", "553 5.6.7")
+	c.cmd("RCPT TO:<b@example.net> ORCPT=utf-8;홍길동@example.net", "553 5.6.7")
 	c.cmd("RCPT TO:<b@example.net>", "250")
 	c.cmd("DATA", "354")
 	c.cmd("x\r\n.", "250")
@@ -192,6 +193,7 @@ func TestExtensionsReachTheDoor(t *testing.T) {
 	require.True(t, got[0].sub.UTF8 && got[0].sub.RequireTLS)
 	require.Equal(t, "UTF8SMTPSA", got[0].sub.Trace.With)
 	require.Equal(t, "홍", got[0].sub.ReversePath.Local)
+	require.Equal(t, `utf-8;\x{D64D}\x{AE38}\x{B3D9}@example.net`, got[0].sub.Recipients[0].ORCPT)
 	for _, m := range got {
 		require.WithinDuration(t, time.Now().Add(time.Hour), m.sub.SendAt, time.Minute)
 	}

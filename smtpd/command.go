@@ -2,10 +2,12 @@ package smtpd
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"relayd/internal/mail"
@@ -226,9 +228,6 @@ func parseRcpt(arg, host string) (rcptArgs, *mail.Error) {
 		return r, mail.Refuse(501, mail.Status{Class: 5, Subject: 1, Detail: 3}, "Forward-path is not a mail address", perr)
 	}
 	r.to = p
-	if !isASCII(params) {
-		return r, refuse(501, 5, 4, "Parameter has a character that is not printable ASCII")
-	}
 	return r, eachParam(params, r.param)
 }
 
@@ -242,10 +241,13 @@ func (r *rcptArgs) param(key, value string) *mail.Error {
 		r.notify = v
 	case "ORCPT": // RFC 3461 section 4.2
 		kind, addr, found := strings.Cut(value, ";")
-		if !found || len(value) > maxORCPT || !isAtom(kind) || !isXtext(addr) {
+		if strings.EqualFold(kind, "utf-8") { // any of its forms, kept as one that needs no SMTPUTF8 (RFC 6533 section 3)
+			addr = embedUnicode(addr)
+		}
+		if !found || len(kind)+1+len(addr) > maxORCPT || !isAtom(kind) || !isXtext(addr) {
 			return refuse(501, 5, 4, "ORCPT is not an address type, ';' and printable xtext")
 		}
-		r.orcpt = value
+		r.orcpt = kind + ";" + addr
 	default:
 		return refuse(555, 5, 4, "RCPT parameter is not known here")
 	}
@@ -300,6 +302,22 @@ func isXtext(s string) bool {
 	return s != ""
 }
 
+// embedUnicode writes what is not ASCII as utf-8-addr-xtext does. A control character stays as it is, for isXtext to see.
+func embedUnicode(s string) string {
+	if isASCII(s) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if r < utf8.RuneSelf || !unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\x{%X}`, r)
+		}
+	}
+	return b.String()
+}
+
 func isUpperHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'A' && c <= 'F' }
 
 // cutPath takes "FROM:<path>" apart; the path comes without its brackets.
@@ -342,7 +360,7 @@ func pathEnd(s string) int {
 // eachParam hands every esmtp-param (RFC 5321 section 4.1.2) to fn, the key in upper case. None may come twice.
 func eachParam(params string, fn func(key, value string) *mail.Error) *mail.Error {
 	var seen []string
-	for word := range strings.FieldsSeq(params) {
+	for word := range strings.FieldsFuncSeq(params, func(r rune) bool { return r == ' ' }) {
 		key, value, found := strings.Cut(word, "=")
 		key = strings.ToUpper(key)
 		if !isAtom(key) || found && value == "" || strings.Contains(value, "=") && key != "AUTH" {

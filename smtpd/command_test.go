@@ -47,6 +47,49 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
+// TestOriginalRecipient (RFC 3461 section 4.2, RFC 6533 section 3): what is kept of ORCPT, "" where it is refused.
+func TestOriginalRecipient(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		"rfc822;b+40example.net":              "rfc822;b+40example.net",
+		"RFC822;b@example.net":                "RFC822;b@example.net",
+		"x-custom;+2B":                        "x-custom;+2B",
+		"utf-8;" + `b+2B\x{E4}@example.net`:   `utf-8;b+2B\x{E4}@example.net`,
+		"utf-8;홍@한국.example":                  `utf-8;\x{D64D}@\x{D55C}\x{AD6D}.example`,
+		"UTF-8;ä+2B@example.net":              `UTF-8;\x{E4}+2B@example.net`,
+		"rfc822;" + strings.Repeat("b", 493):  "rfc822;" + strings.Repeat("b", 493),
+		"rfc822;" + strings.Repeat("b", 494):  "",
+		"utf-8;" + strings.Repeat("ä", 82):    "utf-8;" + strings.Repeat(`\x{E4}`, 82),
+		"utf-8;" + strings.Repeat("ä", 83):    "", // it would be longer than a host takes
+		"rfc822;ä@example.net":                "",
+		"utf-8;a\u0085b":                      "",
+		"utf-8;a\u2028b":                      "",
+		"utf-8;a\u00a0b":                      "",
+		"utf-8;a\ufeffb":                      "",
+		"utf-8;":                              "",
+		"rfc822;":                             "",
+		"rfc822":                              "",
+		";b@example.net":                      "",
+		"ä;b@example.net":                     "",
+		"rfc822;b+4":                          "",
+		"rfc822;b+zz":                         "",
+		"rfc822;b+2b":                         "", // hexadecimal digits are in upper case
+		"rfc822;b+00":                         "",
+		"rfc822;b+7F":                         "",
+		"rfc822;b+C3+A4":                      "",
+		"rfc822;b=c":                          "",
+		"rfc822;b@example.net ORCPT=rfc822;c": "",
+	} {
+		r, err := parseRcpt("TO:<b@example.net> ORCPT="+value, "")
+		require.Equal(t, want == "", err != nil, value)
+		if err != nil {
+			require.Equal(t, "501 5.5.4", err.Reply.String()[:9], value)
+			continue
+		}
+		require.Equal(t, want, r.orcpt)
+	}
+}
+
 func TestReturnOfContentIsRead(t *testing.T) {
 	t.Parallel()
 	for arg, want := range map[string][2]bool{"": {}, " RET=FULL": {true, false}, " ret=full": {true, false}, " RET=HDRS": {false, true}} {

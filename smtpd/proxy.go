@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -77,11 +78,23 @@ func readProxy(r io.Reader, proxy netip.Addr) (netip.Addr, error) {
 	if len(words) != 6 || words[1] != "TCP4" && words[1] != "TCP6" {
 		return proxy, errProxy
 	}
-	client, err := netip.ParseAddr(words[2])
-	if err != nil || client.Zone() != "" || client.Is4() != (words[1] == "TCP4") {
+	client, ok := proxyAddr(words[2], words[1])
+	if _, known := proxyAddr(words[3], words[1]); !ok || !known || !isPort(words[4]) || !isPort(words[5]) {
 		return proxy, errProxy
 	}
 	return client.Unmap(), nil
+}
+
+// proxyAddr reads an address of version 1.
+func proxyAddr(s, family string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(s)
+	return a, err == nil && a.Zone() == "" && a.Is4() == (family == "TCP4")
+}
+
+// isPort takes a decimal number without leading zeros.
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && strconv.FormatUint(n, 10) == s
 }
 
 // readProxy2 reads what follows the signature of version 2.
