@@ -46,5 +46,6 @@
 // and is counted: the remote may have taken it. A smarthost gets credentials only after its certificate is verified;
 // when it refuses them the route pauses with an error in the log, and nothing bounces. The number of goroutines,
 // connections, look-ups and leased envelopes is bounded; bulk never takes the last tenth of the connections.
-// A connection is a site's for a turn only, 20 transactions or two seconds, when a site that has none waits for one.
+// A connection is a site's for a turn only, 20 transactions or two seconds, when a site that has none waits for one: of all, of
+// its provider's or of its source's.
 package delivery

@@ -195,6 +195,7 @@ func (s *Scheduler) pass(st *site) {
 	if st.called {
 		s.uncall(st)
 		s.relieve()
+		s.callLines(st)
 	}
 }
 

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 )
 
@@ -20,6 +21,7 @@ type limiter struct {
 	hold        *Hold                 // an operator's suspension, nil for none
 
 	running int // connections, or for accounts and campaigns transactions
+	called  int // sites that lease for a connection that is kept for them
 	line    []waiter
 	inLine  map[waiter]bool
 	calling bool
@@ -189,11 +191,7 @@ const maxBooking = time.Hour
 func (s *Scheduler) wait(d *denial, w waiter, now time.Time) {
 	l := d.by
 	if !l.inLine[w] {
-		if l.inLine == nil {
-			l.inLine = map[waiter]bool{}
-		}
-		l.inLine[w] = true
-		l.line = append(l.line, w)
+		l.enter(w)
 	}
 	if d.until.IsZero() {
 		return
@@ -216,7 +214,14 @@ func (s *Scheduler) wait(d *denial, w waiter, now time.Time) {
 // minAlarm keeps a fast rate from waking the scheduler for each message.
 const minAlarm = 2 * time.Millisecond
 
-// call lets those in line try again, first come first served, as long as there is room. The caller holds mu.
+// bareWaits tells whether a site without any connection stands in the line of a provider or source. It looks at no more sites
+// than there may be connections, and one: those before it have one.
+func (l *limiter) bareWaits() bool {
+	return slices.ContainsFunc(l.line, func(w waiter) bool { return w.flow == nil && w.site.own.running == 0 && !w.site.called })
+}
+
+// call lets those in line try again, first come first served but for sites that have a connection while others have none, as
+// long as there is room. The caller holds mu.
 func (s *Scheduler) call(l *limiter) {
 	if l.calling || s.stopping {
 		return
@@ -224,27 +229,41 @@ func (s *Scheduler) call(l *limiter) {
 	l.calling = true
 	defer func() { l.calling = false }()
 	now := s.now()
+	bare := l.scope != scopeAccount && l.scope != scopeCampaign && l.full(l.running+l.called) == nil && l.bareWaits()
 	for n := len(l.line); n > 0 && len(l.line) > 0; n-- {
 		w := l.line[0]
 		if d := l.closed(now); d != nil {
 			s.wait(d, w, now) // sets the alarm
 			return
 		}
-		if l.full(l.running) != nil {
+		if l.full(l.running+l.called) != nil {
 			return
 		}
 		l.leave()
-		if w.flow != nil {
+		switch {
+		case w.flow != nil:
 			w.site.unpark(w.flow)
-		}
-		s.kick(w.site)
-		if w.flow != nil {
+			s.kick(w.site)
 			s.tidy(w.site, w.flow)
+		case bare && w.site.own.running > 0: // its workers ask again
+			l.enter(w)
+		default:
+			s.kick(w.site)
+			s.keepPlace(w.site)
 		}
 	}
 	if len(l.line) == 0 {
 		l.line = nil
 	}
+}
+
+// enter puts one who is not there at the end of the line.
+func (l *limiter) enter(w waiter) {
+	if l.inLine == nil {
+		l.inLine = map[waiter]bool{}
+	}
+	l.inLine[w] = true
+	l.line = append(l.line, w)
 }
 
 // leave takes the first one out of the line.

@@ -71,7 +71,7 @@ func (s *Scheduler) limit(cfg Config, rollup *providerRules) bool {
 		}
 	}
 	for _, st := range s.sites {
-		before := st.provider
+		before, called := st.provider, boolInt(st.called)
 		l := s.equip(st)
 		st.own.set(now, Limit{Rate: l.Rate})
 		st.own.gov.bound(l.Connections)
@@ -84,10 +84,12 @@ func (s *Scheduler) limit(cfg Config, rollup *providerRules) bool {
 		}
 		if before != nil { // its connections count elsewhere from now on
 			before.running -= st.own.running
+			before.called -= called
 		}
 		name := ""
 		if st.provider != nil {
 			st.provider.running += st.own.running
+			st.provider.called += called
 			name = st.provider.name
 		}
 		s.pool.join(st.key, name)

@@ -78,10 +78,7 @@ func (s *Scheduler) relieve() {
 				s.bare[k]--
 			}
 			s.kick(st)
-			if st.filling && st.own.running == 0 && !st.called { // its place is kept while it leases
-				st.called = true
-				s.called++
-			}
+			s.keepPlace(st)
 		}
 	}
 	for n := len(s.crowded); n > 0 && s.workers+s.called < s.cfg.MaxConnections && s.bulk < bulkWindow(s.cfg.MaxConnections); n-- {
@@ -110,11 +107,35 @@ func (s *Scheduler) bareWaits() bool {
 	return false
 }
 
+// keepPlace keeps a place for a site that was called, has no connection and leases now: in all, and with its provider and
+// source. The caller holds mu.
+func (s *Scheduler) keepPlace(st *site) {
+	if st.filling && st.own.running == 0 && !st.called {
+		st.called = true
+		s.called++
+		for _, l := range st.limiters() {
+			l.called++
+		}
+	}
+}
+
 // uncall gives up the place that is kept for a site. The caller holds mu.
 func (s *Scheduler) uncall(st *site) {
 	if st.called {
 		st.called = false
 		s.called--
+		for _, l := range st.limiters() {
+			l.called--
+		}
+	}
+}
+
+// callLines calls those who wait for the site's provider or source, or the site itself. The caller holds mu.
+func (s *Scheduler) callLines(st *site) {
+	for _, l := range st.limiters() {
+		if len(l.line) > 0 {
+			s.call(l)
+		}
 	}
 }
 
@@ -125,13 +146,19 @@ const (
 )
 
 // givesWay tells whether a worker that has just sent bulk, or something else, ends although its site may have more for it:
-// all connections are taken, its turn is over, and a site that has none could use its place. The caller holds mu.
+// all connections are taken, in all or of its provider or source, its turn is over, and a site that has none could use its
+// place. The caller holds mu.
 func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
 	if w.sent < turnLength && now.Sub(w.began) < turnTime {
 		return false
 	}
 	if s.workers+s.called >= s.cfg.MaxConnections && s.bareWaits() {
 		return true
+	}
+	for _, l := range w.site.limiters() {
+		if l.full(l.running+l.called) != nil && l.bareWaits() {
+			return true
+		}
 	}
 	return bulk && s.bareBulk > 0 && s.bulk+1 >= bulkWindow(s.cfg.MaxConnections) // it was counted off
 }

@@ -163,7 +163,11 @@ func (st *site) closed(now time.Time) *denial {
 // full tells whether one connection more is too many.
 func (st *site) full() *denial {
 	for _, l := range st.limiters() {
-		if d := l.full(l.running); d != nil {
+		taken := l.running + l.called
+		if st.called {
+			taken--
+		}
+		if d := l.full(taken); d != nil {
 			return d
 		}
 	}

@@ -281,6 +281,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 		s.mu.Lock()
 		s.end(st, b, len(rep.again))
 		s.learn(st, b, rep)
+		s.callLines(st) // what was learned may have made room
 		f, bulk, now := b.flow, b.class == spool.Bulk, s.now()
 		b = nil
 		w.sent++
@@ -311,12 +312,8 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 	s.workers--
 	s.prove(w)
 	s.relieve() // before its own site, if it gave way
+	s.callLines(st)
 	s.kick(st)
-	for _, l := range st.limiters() {
-		if len(l.line) > 0 {
-			s.call(l)
-		}
-	}
 	s.mu.Unlock()
 	s.poke() // there may be an idle session to watch
 }
