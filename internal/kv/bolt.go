@@ -3,6 +3,8 @@ package kv
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,24 +55,39 @@ type BoltOptions struct {
 	Failed func(error)
 }
 
-// Bolt is the embedded engine: one bbolt file, one process. Updates are group-committed: one committer goroutine takes
-// whatever waits, runs it in one transaction, commits, and answers all; there is no timer.
+// Bolt is the embedded engine: one bbolt file with a journal, one process. Updates are group-committed: one committer
+// goroutine takes whatever waits, runs it in one transaction, makes that durable in the journal, and answers all; there is
+// no timer. Checkpoints bring it into the file.
 type Bolt struct {
 	db      *bolt.DB
 	metrics *Metrics
 	onFail  func(error)
+	layers  atomic.Pointer[layers] // changed under mu
+
+	journal    *journal      // of the committer; nil: read-only
+	checkpoint checkpoint    // of the committer
+	aged       atomic.Uint64 // the epoch that has waited long enough for a checkpoint
+	stills     chan still
+	record     []byte // of the committer: memory for the next one
 
 	mu      sync.Mutex
 	waiting []*call
 	closed  bool
 	failed  error // sticky: wraps ErrStorageFailed
 
-	ends map[Table][]byte // of the committer: see pack
+	ends map[Table][]byte // of the checkpoint: see pack
 
 	wake      chan struct{}
 	done      chan struct{} // closed when the committer has ended
 	closeOnce sync.Once
 	closeErr  error
+}
+
+// layers are what is newer than the file: the active layer takes what is committed, the frozen one is on its way to the
+// file. epoch counts how often one was frozen.
+type layers struct {
+	epoch          uint64
+	active, frozen *layer
 }
 
 // OpenBolt opens or creates the store at path. The file is locked: while another process has it, the error is ErrInUse,
@@ -83,9 +101,38 @@ func OpenBolt(path string, opts BoltOptions) (b *Bolt, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, err)
 	}
-	b = &Bolt{db: db, metrics: opts.Metrics, onFail: opts.Failed, ends: map[Table][]byte{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	b = &Bolt{db: db, metrics: opts.Metrics, onFail: opts.Failed, ends: map[Table][]byte{}, stills: make(chan still), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if err := b.recover(!opts.NoSync); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
+	}
 	go b.run()
 	return b, nil
+}
+
+// recover brings into the file what only the journal has, and begins a new epoch of it.
+func (b *Bolt) recover(sync bool) error {
+	m, err := readMark(b.db)
+	if err != nil {
+		return err
+	}
+	left, last, err := replay(b.db.Path(), m)
+	if err != nil {
+		return err
+	}
+	for m.salt == 0 {
+		var salt [8]byte
+		_, _ = rand.Read(salt[:]) // it never fails
+		m.salt = binary.LittleEndian.Uint64(salt[:])
+	}
+	if b.journal, err = createJournal(b.db.Path(), m.salt, last+1, sync); err != nil {
+		return err
+	}
+	b.layers.Store(&layers{epoch: last + 1, active: &layer{}})
+	if err := b.flush(left, mark{salt: m.salt, epoch: last, open: true}); err != nil { // the journal is there before the file says so
+		b.journal.close()
+		return err
+	}
+	return nil
 }
 
 // openFile opens an existing file. bbolt collects the free pages by walking all pages in a goroutine of its own, where
@@ -250,15 +297,33 @@ func (b *Bolt) View(ctx context.Context, fn func(Tx) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	tx, err := b.db.Begin(false)
+	t, err := b.snapshot()
 	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		return ErrClosed
 	}
 	if err != nil {
 		return fmt.Errorf("begin view: %w", err)
 	}
-	defer tx.Rollback() //nolint:errcheck // a read-only transaction
-	return protect(func() error { return fn(&boltTx{tx: tx}) })
+	defer t.end()
+	return protect(func() error { return fn(t) })
+}
+
+// snapshot takes the layers and the file as they were at one moment. The file may be ahead with parts of the frozen
+// layer, which say the same; were another one frozen meanwhile, it might be ahead with what came after the active one.
+func (b *Bolt) snapshot() (*tx, error) {
+	for {
+		l := b.layers.Load()
+		file, err := b.db.Begin(false)
+		if err != nil {
+			return nil, err
+		}
+		if b.layers.Load().epoch == l.epoch {
+			return &tx{active: l.active, frozen: l.frozen, db: b.db, file: &boltTx{tx: file}}, nil
+		}
+		if err := file.Rollback(); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // protect turns a panic of fn, or of the engine on a damaged page, into an error.
@@ -280,16 +345,33 @@ func (b *Bolt) Close() error {
 		b.mu.Unlock()
 		b.signal()
 		<-b.done
-		b.closeErr = b.db.Close()
+		b.closeErr = errors.Join(b.leave(), b.db.Close())
 	})
 	return b.closeErr
 }
 
-// boltTx is one transaction of kv on one of bbolt.
+// leave brings everything into the file, which then needs no journal.
+func (b *Bolt) leave() error {
+	if b.journal == nil {
+		return nil
+	}
+	defer b.journal.close()
+	if b.checkpoint.done != nil {
+		<-b.checkpoint.done
+	}
+	if b.Err() != nil { // it has been told; what was acknowledged is in the journal
+		return nil
+	}
+	if err := b.empty(false); err != nil {
+		return err
+	}
+	return removeJournal(b.db.Path())
+}
+
+// boltTx is one transaction of kv on one of bbolt: the file alone.
 type boltTx struct {
 	tx      *bolt.Tx
 	buckets []openBucket // few tables: a list beats a map
-	writes  int          // Puts and Deletes
 	bytes   int          // of Puts
 }
 
@@ -376,9 +458,6 @@ func (t *boltTx) GetMany(table Table, keys [][]byte) ([][]byte, error) {
 }
 
 func (t *boltTx) Put(table Table, key, value []byte) error {
-	if len(key) == 0 || len(key) > MaxKey || len(value) > MaxValue {
-		return fmt.Errorf("put to %s: %w: key %d bytes, value %d bytes", table, ErrSize, len(key), len(value))
-	}
 	b, err := t.open(table, true)
 	if err != nil {
 		return err
@@ -389,38 +468,22 @@ func (t *boltTx) Put(table Table, key, value []byte) error {
 	if bytes.Compare(key, b.last) > 0 {
 		b.last = append(b.last[:0], key...)
 	}
-	if value == nil {
-		value = []byte{} // stored as such: Get tells it from a missing key
-	}
-	t.writes++
 	t.bytes += len(key) + len(value)
 	return b.bucket.Put(key, value)
 }
 
 func (t *boltTx) Delete(table Table, key []byte) error {
 	bk := t.bucket(table)
-	if bk == nil || len(key) == 0 {
+	if bk == nil {
 		return nil
 	}
-	t.writes++
 	return bk.Delete(key)
 }
 
 func (t *boltTx) Scan(table Table, from, to []byte, fn func(key, value []byte) (bool, error)) error {
-	bk := t.bucket(table)
-	if bk == nil {
-		return nil
-	}
-	c := bk.Cursor()
-	var k, v []byte
-	if len(from) == 0 {
-		k, v = c.First()
-	} else {
-		k, v = c.Seek(from)
-	}
-	for ; k != nil && (to == nil || bytes.Compare(k, to) < 0); k, v = c.Next() {
-		more, err := fn(k, v)
-		if err != nil || !more {
+	var c fileCursor
+	for c.start(t, table, from); c.key != nil && (to == nil || bytes.Compare(c.key, to) < 0); c.next() {
+		if more, err := fn(c.key, c.value); err != nil || !more {
 			return err
 		}
 	}

@@ -30,9 +30,24 @@ func OpenReadOnly(path string) (*Bolt, error) {
 	if err := walk(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
 	}
+	l, err := journalOf(db)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
+	}
 	b := &Bolt{db: db, failed: ErrReadOnly, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	b.layers.Store(&layers{active: l})
 	close(b.done)
 	return b, nil
+}
+
+// journalOf is what only the journal has of a store that no daemon has open.
+func journalOf(db *bolt.DB) (*layer, error) {
+	m, err := readMark(db)
+	if err != nil {
+		return nil, err
+	}
+	l, _, err := replay(db.Path(), m)
+	return l, err
 }
 
 // CheckPages examines every page of the store at path and tells what is wrong with each. The error is for what kept it
@@ -43,6 +58,9 @@ func CheckPages(ctx context.Context, path string, found func(string)) error {
 		return fmt.Errorf("check store %s: %w", path, err)
 	}
 	err = walk(db) // the engine's own check runs in a goroutine, where a fault in the mapped file would end the process
+	if err == nil {
+		_, err = journalOf(db)
+	}
 	if err == nil {
 		err = checkPages(ctx, db, found)
 	}
@@ -84,6 +102,13 @@ func Compact(ctx context.Context, path string) (before, after int64, err error) 
 }
 
 func compact(ctx context.Context, path string) (before, after int64, err error) {
+	whole, err := OpenBolt(path, BoltOptions{}) // a journal that was left is brought into the file
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := whole.Close(); err != nil {
+		return 0, 0, err
+	}
 	src, err := openFile(path, BoltOptions{}) // for writing: nobody else may look at it, or begin the same
 	if err != nil {
 		return 0, 0, err
@@ -148,14 +173,21 @@ func copyStore(ctx context.Context, path string, src *bolt.DB) error {
 	return errors.Join(err, dst.Close())
 }
 
-// Backup streams one snapshot of the store, as a whole file, to what to returns for its size. Updates go on meanwhile;
-// the pages that they free are not used again before the end, so a slow reader makes the file grow.
+// Backup streams one snapshot of the store, as a whole file that needs no journal, to what to returns for its size.
+// Updates wait until all before them is in the file, then they go on; the pages that they free are not used again before
+// the end, so a slow reader makes the file grow.
 func (b *Bolt) Backup(ctx context.Context, to func(size int64) (io.Writer, error)) error {
-	tx, err := b.db.Begin(false)
+	var tx *bolt.Tx
+	err := b.still(ctx, func() (err error) {
+		tx, err = b.db.Begin(false)
+		return err
+	})
+	if tx != nil {
+		defer tx.Rollback() //nolint:errcheck // a read-only transaction
+	}
 	if err != nil {
 		return fmt.Errorf("begin backup: %w", err)
 	}
-	defer tx.Rollback() //nolint:errcheck // a read-only transaction
 	w, err := to(tx.Size())
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ func filled(t *testing.T, n int) (path string, db *Bolt) {
 		}
 		return nil
 	}))
+	require.NoError(t, db.still(t.Context(), func() error { return nil })) // all of them were in the file
 	require.NoError(t, db.Update(t.Context(), func(tx Tx) error {
 		for i := range n {
 			if i%10 != 0 {

@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	bolt "go.etcd.io/bbolt"
 )
 
 // call is one Update that waits for its commit.
@@ -81,16 +79,29 @@ func (b *Bolt) run() {
 	debug.SetPanicOnFault(true) // a damaged page is an error of the transaction that met it
 	for {
 		b.gather()
+		full := b.keepUp()
 		batch, refused := b.take()
 		switch {
 		case len(batch) == 0 && errors.Is(refused, ErrClosed):
 			return
 		case len(batch) == 0:
-			<-b.wake
+			select {
+			case <-b.wake:
+			case s := <-b.stills:
+				b.stand(s)
+			}
+			continue
 		case refused != nil:
 			answer(batch, refused)
+		case full != nil:
+			answer(batch, full)
 		default:
 			b.putBack(b.commit(batch))
+		}
+		select {
+		case s := <-b.stills:
+			b.stand(s)
+		default:
 		}
 	}
 }
@@ -148,29 +159,25 @@ func (b *Bolt) putBack(calls []*call) {
 func (b *Bolt) commit(batch []*call) (rest []*call) {
 	start := time.Now()
 	for {
-		tx, err := b.db.Begin(true)
-		if err != nil {
-			answer(batch, fmt.Errorf("begin update: %w", err))
-			return nil
-		}
-		t := &boltTx{tx: tx}
+		t := b.beginUpdate()
 		ran, rest, again := runBatch(t, batch)
+		t.end()
 		if again {
-			b.rollback(tx)
 			batch = ran
 			continue
 		}
 		if t.writes == 0 {
-			b.rollback(tx)
 			answer(ran, nil)
 			return rest
 		}
-		t.pack(b.ends)
-		if err = protect(tx.Commit); err != nil {
-			b.rollback(tx)
-			err = b.failure(err)
-		}
-		if errors.Is(err, ErrNoSpace) && len(ran) > 1 { // half of it needs less, and may free room for the rest
+		err := b.makeDurable(t)
+		switch {
+		case err == nil:
+			b.publish(t.active)
+		case errors.Is(err, ErrNoSpace) && b.journal.at > 0 && b.empty(true) == nil: // the journal has room at its start
+			batch = append(ran, rest...)
+			continue
+		case errors.Is(err, ErrNoSpace) && len(ran) > 1: // half of it needs less
 			half := len(ran) / 2
 			return append(append(b.commit(ran[:half]), b.commit(ran[half:])...), rest...)
 		}
@@ -180,10 +187,42 @@ func (b *Bolt) commit(batch []*call) (rest []*call) {
 	}
 }
 
+// beginUpdate begins the transaction of a batch, on a copy of the active layer.
+func (b *Bolt) beginUpdate() *tx {
+	l := b.layers.Load()
+	return &tx{active: l.active.copy(), frozen: l.frozen, db: b.db, record: append(b.record[:0], make([]byte, recordHeader)...)}
+}
+
+// keepRecord is the largest record whose memory is used again, in bytes.
+const keepRecord = 1 << 20
+
+// makeDurable writes the record of a transaction to the journal.
+func (b *Bolt) makeDurable(t *tx) error {
+	if cap(t.record) <= keepRecord {
+		b.record = t.record
+	}
+	if err := b.journal.append(t.record); err != nil {
+		return b.failure(err)
+	}
+	return nil
+}
+
+// publish lets everyone see what has become durable.
+func (b *Bolt) publish(active *layer) {
+	b.mu.Lock()
+	now := *b.layers.Load()
+	now.active = active
+	b.layers.Store(&now)
+	b.mu.Unlock()
+	if b.journal.next == 1 {
+		b.age(now.epoch)
+	}
+}
+
 // runBatch runs calls until the transaction is full; rest are those it did not come to. A call that fails is answered
 // and left out of ran. When it had written before it failed, the transaction is spoilt: again is true, and ran holds
 // every other call, to be run anew.
-func runBatch(t *boltTx, batch []*call) (ran, rest []*call, again bool) {
+func runBatch(t *tx, batch []*call) (ran, rest []*call, again bool) {
 	ran = make([]*call, 0, len(batch))
 	for i, c := range batch {
 		before := t.writes
@@ -201,11 +240,6 @@ func runBatch(t *boltTx, batch []*call) (ran, rest []*call, again bool) {
 		}
 	}
 	return ran, nil, false
-}
-
-// rollback drops a transaction; after a failed commit bbolt has closed it already.
-func (b *Bolt) rollback(tx *bolt.Tx) {
-	_ = protect(tx.Rollback)
 }
 
 // failure decides what a failed commit means. A full disk met while pages were written harms this batch only: nothing

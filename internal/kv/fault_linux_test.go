@@ -1,6 +1,7 @@
 package kv_test
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,56 +40,132 @@ func replaceFile(t *testing.T, path, by string) func() {
 	return nil
 }
 
+// faulty is a store of which a test lets files fail.
+type faulty struct {
+	*kv.Bolt
+	t    *testing.T
+	path string
+}
+
+func openFaulty(t *testing.T, failed func(error)) *faulty {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kv.db")
+	db, err := kv.OpenBolt(path, kv.BoltOptions{Failed: failed})
+	require.NoError(t, err)
+	return &faulty{db, t, path}
+}
+
+func (f *faulty) put(key string) error {
+	return f.Update(f.t.Context(), func(tx kv.Tx) error { return tx.Put("t", []byte(key), []byte("v")) })
+}
+
+// journal replaces both files of the journal.
+func (f *faulty) journal(by string) (undo func()) {
+	undo0, undo1 := replaceFile(f.t, f.path+".journal-0", by), replaceFile(f.t, f.path+".journal-1", by)
+	return func() { undo0(); undo1() }
+}
+
+func (f *faulty) requireKeys(want ...string) {
+	f.t.Helper()
+	require.NoError(f.t, f.View(f.t.Context(), func(tx kv.Tx) error {
+		var got []string
+		err := tx.Scan("t", nil, nil, func(k, _ []byte) (bool, error) { got = append(got, string(k)); return true, nil })
+		require.Equal(f.t, want, got)
+		return err
+	}))
+}
+
+func (f *faulty) reopen() {
+	f.t.Helper()
+	require.NoError(f.t, f.Close())
+	var err error
+	f.Bolt, err = kv.OpenBolt(f.path, kv.BoltOptions{})
+	require.NoError(f.t, err)
+}
+
+func (f *faulty) backup() error {
+	return f.Backup(f.t.Context(), func(int64) (io.Writer, error) { return io.Discard, nil })
+}
+
 func TestFullDiskHarmsOnlyItsBatch(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "kv.db")
-	db, err := kv.OpenBolt(path, kv.BoltOptions{})
-	require.NoError(t, err)
-	put := func(key string) error {
-		return db.Update(t.Context(), func(tx kv.Tx) error { return tx.Put("t", []byte(key), []byte("v")) })
-	}
-	require.NoError(t, put("before"))
-	undo := replaceFile(t, path, "/dev/full") // every write says ENOSPC
-	err = put("full")
+	db := openFaulty(t, nil)
+	require.NoError(t, db.put("a before"))
+	undo := db.journal("/dev/full") // every write says ENOSPC
+	err := db.put("full")
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	require.ErrorIs(t, err, kv.ErrNoSpace)
 	require.NoError(t, db.Err())
 	undo()
-	require.NoError(t, put("after"))
+	require.NoError(t, db.put("b after"))
+	db.requireKeys("a before", "b after")
+	db.reopen()
+	db.requireKeys("a before", "b after")
 	require.NoError(t, db.Close())
-	db, err = kv.OpenBolt(path, kv.BoltOptions{})
-	require.NoError(t, err)
-	require.NoError(t, db.View(t.Context(), func(tx kv.Tx) error {
-		vs, err := tx.GetMany("t", [][]byte{[]byte("before"), []byte("full"), []byte("after")})
-		require.NotNil(t, vs[0])
-		require.Nil(t, vs[1])
-		require.NotNil(t, vs[2])
-		return err
-	}))
+}
+
+// A journal that cannot grow is brought into the store file: then there is room at its start.
+func TestFullDiskTurnsToTheOtherJournal(t *testing.T) {
+	t.Parallel()
+	db := openFaulty(t, nil)
+	require.NoError(t, db.put("a"))
+	undo := replaceFile(t, db.path+".journal-0", "/dev/full")
+	require.NoError(t, db.put("b"))
+	undo()
+	db.reopen()
+	db.requireKeys("a", "b")
 	require.NoError(t, db.Close())
 }
 
 func TestFailedSyncEndsWriting(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "kv.db")
 	var told []error
-	db, err := kv.OpenBolt(path, kv.BoltOptions{Failed: func(err error) { told = append(told, err) }})
-	require.NoError(t, err)
-	put := func(key string) error {
-		return db.Update(t.Context(), func(tx kv.Tx) error { return tx.Put("t", []byte(key), []byte("v")) })
-	}
-	require.NoError(t, put("before"))
-	undo := replaceFile(t, path, "/dev/null") // takes writes, fails fdatasync
-	require.ErrorIs(t, put("lost"), kv.ErrStorageFailed)
+	db := openFaulty(t, func(err error) { told = append(told, err) })
+	require.NoError(t, db.put("before"))
+	undo := db.journal("/dev/null") // takes writes, fails fdatasync
+	require.ErrorIs(t, db.put("lost"), kv.ErrStorageFailed)
 	undo()
-	require.ErrorIs(t, put("after"), kv.ErrStorageFailed, "it must not carry on as if the data were safe")
+	require.ErrorIs(t, db.put("after"), kv.ErrStorageFailed, "it must not carry on as if the data were safe")
 	require.ErrorIs(t, db.Err(), kv.ErrStorageFailed)
 	require.Len(t, told, 1)
 	require.ErrorIs(t, told[0], kv.ErrStorageFailed)
-	require.NoError(t, db.View(t.Context(), func(tx kv.Tx) error {
-		v, err := tx.Get("t", []byte("before"))
-		require.NotNil(t, v)
-		return err
-	}))
+	db.requireKeys("before")
+	db.reopen()
+	db.requireKeys("before")
+	require.NoError(t, db.Close())
+}
+
+// A checkpoint that fails loses nothing: the journal has it all.
+func TestFullDiskUnderTheStoreFile(t *testing.T) {
+	t.Parallel()
+	db := openFaulty(t, nil)
+	require.NoError(t, db.put("a"))
+	undo := replaceFile(t, db.path, "/dev/full")
+	require.ErrorIs(t, db.backup(), kv.ErrNoSpace)
+	require.NoError(t, db.put("b"), "the journal still takes it")
+	require.ErrorIs(t, db.backup(), kv.ErrNoSpace)
+	require.NoError(t, db.put("c"))
+	require.NoError(t, db.Err())
+	db.requireKeys("a", "b", "c")
+	undo()
+	require.NoError(t, db.put("d"))
+	require.NoError(t, db.backup())
+	db.requireKeys("a", "b", "c", "d")
+	db.reopen()
+	db.requireKeys("a", "b", "c", "d")
+	require.NoError(t, db.Close())
+}
+
+func TestFailedSyncOfTheStoreFile(t *testing.T) {
+	t.Parallel()
+	db := openFaulty(t, nil)
+	require.NoError(t, db.put("a"))
+	undo := replaceFile(t, db.path, "/dev/null")
+	require.ErrorIs(t, db.backup(), kv.ErrStorageFailed)
+	undo()
+	require.ErrorIs(t, db.put("b"), kv.ErrStorageFailed)
+	db.requireKeys("a")
+	db.reopen()
+	db.requireKeys("a")
 	require.NoError(t, db.Close())
 }

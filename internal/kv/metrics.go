@@ -12,6 +12,9 @@ type Metrics struct {
 	seconds prometheus.Histogram
 	updates prometheus.Histogram
 	bytes   prometheus.Counter
+
+	checkpoints       *prometheus.CounterVec
+	checkpointSeconds prometheus.Histogram
 }
 
 // NewMetrics registers the metrics of one store.
@@ -32,10 +35,19 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "relayd_kv_written_bytes_total", Help: "Bytes of keys and values committed.",
 		}),
 	}
-	m.commits.WithLabelValues("ok")
-	m.commits.WithLabelValues("error")
+	m.checkpoints = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "relayd_kv_checkpoints_total", Help: "Times that the journal was brought into the store file.",
+	}, []string{"result"})
+	m.checkpointSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "relayd_kv_checkpoint_seconds", Help: "Time of one checkpoint.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+	})
+	for _, result := range []string{"ok", "error"} {
+		m.commits.WithLabelValues(result)
+		m.checkpoints.WithLabelValues(result)
+	}
 	if reg != nil {
-		reg.MustRegister(m.commits, m.seconds, m.updates, m.bytes)
+		reg.MustRegister(m.commits, m.seconds, m.updates, m.bytes, m.checkpoints, m.checkpointSeconds)
 	}
 	return m
 }
@@ -52,4 +64,16 @@ func (m *Metrics) observe(updates, bytes int, took time.Duration, err error) {
 	m.seconds.Observe(took.Seconds())
 	m.updates.Observe(float64(updates))
 	m.bytes.Add(float64(bytes))
+}
+
+func (m *Metrics) checkpoint(took time.Duration, err error) {
+	if m == nil {
+		return
+	}
+	if err != nil {
+		m.checkpoints.WithLabelValues("error").Inc()
+		return
+	}
+	m.checkpoints.WithLabelValues("ok").Inc()
+	m.checkpointSeconds.Observe(took.Seconds())
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"os"
 	"syscall"
 
 	bolt "go.etcd.io/bbolt"
@@ -17,18 +16,9 @@ import (
 func walk(db *bolt.DB) error {
 	return undamaged(func() error {
 		return db.View(func(tx *bolt.Tx) error {
-			f, err := os.Open(db.Path())
+			file, err := mapFile(db.Path())
 			if err != nil {
 				return err
-			}
-			defer f.Close()
-			info, err := f.Stat()
-			if err != nil {
-				return err
-			}
-			file, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
-			if err != nil {
-				return fmt.Errorf("map file: %w", err)
 			}
 			defer syscall.Munmap(file) //nolint:errcheck // nothing was written
 			size := db.Info().PageSize
