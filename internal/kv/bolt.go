@@ -68,7 +68,7 @@ type Bolt struct {
 	checkpoint checkpoint    // of the committer
 	aged       atomic.Uint64 // the epoch that has waited long enough for a checkpoint
 	stills     chan still
-	record     []byte // of the committer: memory for the next one
+	record     record // of the committer
 
 	mu      sync.Mutex
 	waiting []*call

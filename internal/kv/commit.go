@@ -190,7 +190,11 @@ func (b *Bolt) commit(batch []*call) (rest []*call) {
 // beginUpdate begins the transaction of a batch, on a copy of the active layer.
 func (b *Bolt) beginUpdate() *tx {
 	l := b.layers.Load()
-	return &tx{active: l.active.copy(), frozen: l.frozen, db: b.db, record: append(b.record[:0], make([]byte, recordHeader)...)}
+	if cap(b.record.ops) > keepRecord {
+		b.record = record{}
+	}
+	b.record.reset()
+	return &tx{active: l.active.copy(), frozen: l.frozen, db: b.db, record: &b.record}
 }
 
 // keepRecord is the largest record whose memory is used again, in bytes.
@@ -198,9 +202,6 @@ const keepRecord = 1 << 20
 
 // makeDurable writes the record of a transaction to the journal.
 func (b *Bolt) makeDurable(t *tx) error {
-	if cap(t.record) <= keepRecord {
-		b.record = t.record
-	}
 	if err := b.journal.append(t.record); err != nil {
 		return b.failure(err)
 	}

@@ -37,9 +37,11 @@ const (
 	recordMagic  = 0x314a4c52 // "RLJ1"
 	recordHeader = 36
 	recordBlock  = 4096
-	journalGrow  = 256 << 10 // by this much at least, and at most by what the file has
-	maxGrow      = 8 << 20
+	largeValue   = 8 << 10 // of this size a value is written from where it stands, not copied into its record
 )
+
+// zeros fill the journal where it has no records yet; by as much it grows.
+var zeros [1 << 20]byte
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -67,10 +69,10 @@ func createJournal(path string, salt, epoch uint64, sync bool) (_ *journal, err 
 		if j.sizes[i] = info.Size() / recordBlock * recordBlock; j.sizes[i] > 0 {
 			continue
 		}
-		if _, err := j.files[i].WriteAt(make([]byte, journalGrow), 0); err != nil { // a full disk still takes this much
+		if _, err := j.files[i].WriteAt(zeros[:], 0); err != nil { // a full disk still takes this much
 			return nil, err
 		}
-		j.sizes[i] = journalGrow
+		j.sizes[i] = int64(len(zeros))
 		if err := j.flush(j.files[i]); err != nil {
 			return nil, err
 		}
@@ -88,31 +90,50 @@ func (j *journal) flush(f *os.File) error {
 	return fdatasync(f)
 }
 
-// append makes one record durable. It begins with recordHeader bytes of room and is changed. After an error that
-// isNoSpace nothing has happened; after any other the record may be there or not.
-func (j *journal) append(record []byte) error {
-	size := (len(record) + recordBlock - 1) / recordBlock * recordBlock
-	end := j.at + int64(size)
-	if end > j.sizes[j.now] { // the zeros are written with it
-		size += int(min(max(j.sizes[j.now], journalGrow), maxGrow))
+// append makes one record durable. After an error that isNoSpace nothing has happened; after any other the record may be
+// there or not.
+func (j *journal) append(r *record) error {
+	parts := r.parts()
+	length := 0
+	for _, p := range parts {
+		length += len(p)
 	}
-	h := record
-	record = append(record, make([]byte, size-len(record))...)
-	binary.LittleEndian.PutUint32(record, recordMagic)
-	binary.LittleEndian.PutUint64(record[8:], j.salt)
-	binary.LittleEndian.PutUint64(record[16:], j.epoch)
-	binary.LittleEndian.PutUint64(record[24:], j.next)
-	binary.LittleEndian.PutUint32(record[32:], uint32(len(h)-recordHeader)) //nolint:gosec // a batch is far smaller
-	binary.LittleEndian.PutUint32(record[4:], crc32.Checksum(record[8:len(h)], castagnoli))
-	if _, err := j.files[j.now].WriteAt(record, j.at); err != nil {
+	h := r.ops[:recordHeader]
+	binary.LittleEndian.PutUint32(h, recordMagic)
+	binary.LittleEndian.PutUint64(h[8:], j.salt)
+	binary.LittleEndian.PutUint64(h[16:], j.epoch)
+	binary.LittleEndian.PutUint64(h[24:], j.next)
+	binary.LittleEndian.PutUint32(h[32:], uint32(length-recordHeader)) //nolint:gosec // a batch is far smaller
+	sum := crc32.Checksum(parts[0][8:], castagnoli)
+	for _, p := range parts[1:] {
+		sum = crc32.Update(sum, castagnoli, p)
+	}
+	binary.LittleEndian.PutUint32(h[4:], sum)
+
+	f := j.files[j.now]
+	end := (j.at + int64(length) + recordBlock - 1) / recordBlock * recordBlock
+	if err := j.grow(f, end); err != nil {
 		return err
 	}
-	if err := j.flush(j.files[j.now]); err != nil {
+	if err := writeParts(f, append(parts, zeros[:end-j.at-int64(length)]), j.at); err != nil {
 		return err
 	}
-	j.sizes[j.now] = max(j.sizes[j.now], j.at+int64(size))
+	if err := j.flush(f); err != nil {
+		return err
+	}
 	j.at = end
 	j.next++
+	return nil
+}
+
+// grow writes zeros at the end of f, so that the record that goes up to end changes no block map; they are flushed with it.
+func (j *journal) grow(f *os.File, end int64) error {
+	for j.sizes[j.now] < end {
+		if _, err := f.WriteAt(zeros[:], j.sizes[j.now]); err != nil {
+			return err
+		}
+		j.sizes[j.now] += int64(len(zeros))
+	}
 	return nil
 }
 
@@ -245,17 +266,51 @@ const (
 	opDelete = 2
 )
 
-func appendOp(b []byte, kind byte, table Table, key, value []byte) []byte {
-	b = append(b, kind)
-	b = binary.AppendUvarint(b, uint64(len(table)))
-	b = append(b, table...)
-	b = binary.AppendUvarint(b, uint64(len(key)))
-	b = append(b, key...)
-	if kind == opPut {
-		b = binary.AppendUvarint(b, uint64(len(value)))
-		b = append(b, value...)
+// record is what one transaction did, on its way to the journal.
+type record struct {
+	ops   []byte // begins with room for the header
+	large []largePart
+}
+
+// largePart is a value that stands behind ops[:at].
+type largePart struct {
+	at    int
+	value []byte
+}
+
+// reset begins a record, in the memory of the one before.
+func (r *record) reset() {
+	clear(r.large)
+	*r = record{ops: append(r.ops[:0], zeros[:recordHeader]...), large: r.large[:0]}
+}
+
+// add keeps a large value until the next reset.
+func (r *record) add(kind byte, table Table, key, value []byte) {
+	r.ops = append(r.ops, kind)
+	r.ops = binary.AppendUvarint(r.ops, uint64(len(table)))
+	r.ops = append(r.ops, table...)
+	r.ops = binary.AppendUvarint(r.ops, uint64(len(key)))
+	r.ops = append(r.ops, key...)
+	if kind != opPut {
+		return
 	}
-	return b
+	r.ops = binary.AppendUvarint(r.ops, uint64(len(value)))
+	if len(value) >= largeValue {
+		r.large = append(r.large, largePart{len(r.ops), value})
+		return
+	}
+	r.ops = append(r.ops, value...)
+}
+
+// parts are the bytes of the record, in order.
+func (r *record) parts() [][]byte {
+	parts := make([][]byte, 0, 2*len(r.large)+2)
+	at := 0
+	for _, l := range r.large {
+		parts = append(parts, r.ops[at:l.at], l.value)
+		at = l.at
+	}
+	return append(parts, r.ops[at:])
 }
 
 // apply brings the operations of a record into l, in copies.

@@ -387,7 +387,10 @@ func TestAgedRecordsAreBroughtIntoTheFile(t *testing.T) {
 }
 
 func FuzzRecords(f *testing.F) {
-	f.Add(appendOp(appendOp(nil, opPut, "table", []byte("key"), []byte("value")), opDelete, "t", []byte("k"), nil))
+	var r record
+	r.add(opPut, "table", []byte("key"), []byte("value"))
+	r.add(opDelete, "t", []byte("k"), nil)
+	f.Add(r.ops)
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, ops []byte) {
 		l := &layer{}

@@ -13,7 +13,7 @@ type tx struct {
 	active, frozen *layer
 	db             *bolt.DB
 	file           *boltTx // nil until it is needed
-	record         []byte
+	record         *record
 	writes         int // Puts and Deletes
 	bytes          int // of Puts
 }
@@ -79,8 +79,9 @@ func (t *tx) Put(table Table, key, value []byte) error {
 	}
 	t.writes++
 	t.bytes += len(key) + len(value)
-	t.record = appendOp(t.record, opPut, table, key, value)
-	t.active.set(table, entry{key: bytes.Clone(key), value: append([]byte{}, value...)}) // never nil: that is a deleted one
+	e := entry{key: bytes.Clone(key), value: append([]byte{}, value...)} // never nil: that is a deleted one
+	t.record.add(opPut, table, e.key, e.value)
+	t.active.set(table, e)
 	return nil
 }
 
@@ -98,7 +99,7 @@ func (t *tx) Delete(table Table, key []byte) error {
 		return err
 	}
 	t.writes++
-	t.record = appendOp(t.record, opDelete, table, key, nil)
+	t.record.add(opDelete, table, key, nil)
 	if lower {
 		t.active.set(table, entry{key: bytes.Clone(key)})
 	} else {
