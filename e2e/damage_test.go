@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"relayd/internal/kv"
 )
 
 var trace = regexp.MustCompile(`(?m)^(panic: |fatal error: |goroutine \d+ \[|unexpected fault address|SIG(SEGV|BUS))`)
@@ -107,6 +109,39 @@ func TestDamagedFile(t *testing.T) {
 	r.start()
 	require.Equal(t, queued, r.stats().Queued, "the whole file is what it was")
 	t.Logf("%d damaged files: %d refused at start, %d served", len(damages), refusedStart, ran)
+}
+
+// TestLostJournal takes away the journal of a relayd that was killed, or damages it: it must not start with less than it
+// has acknowledged.
+func TestLostJournal(t *testing.T) {
+	t.Parallel()
+	b := newLedger(t)
+	r := newRelay(t, options{domains: ledgerDomains, mxPort: freePort(t), level: "info", deliv: "connect_tries = 1"})
+	r.mx(ledgerDomains...)
+	l := r.domain("shop.example")
+	const queued = 20
+	for i := range queued {
+		require.Equal(t, accepted, b.one(r, l, 3000, fmt.Sprintf("keep-%d@d0.example", i)))
+	}
+	r.kill()
+	names := kv.JournalNames(filepath.Join(r.data, "relayd.db"))
+	refused := func(what string) {
+		t.Helper()
+		r.launch()
+		require.False(t, r.runs(t, what), what)
+		require.Equal(t, 1, r.cmd.ProcessState.ExitCode())
+		require.Contains(t, r.logText(), "journal")
+	}
+	for _, name := range names {
+		require.NoError(t, os.Rename(name, name+"~"))
+		refused("a journal that is gone")
+		require.NoError(t, os.Rename(name+"~", name))
+	}
+	require.NoError(t, os.Rename(filepath.Join(r.data, "relayd.db"), filepath.Join(r.data, "away")))
+	refused("a journal without its store")
+	require.NoError(t, os.Rename(filepath.Join(r.data, "away"), filepath.Join(r.data, "relayd.db")))
+	r.start()
+	require.Equal(t, queued, r.stats().Queued)
 }
 
 // runs waits until relayd serves, or has ended.

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,7 +93,7 @@ func addKeyFiles(out *tar.Writer, dir string, m *manifest) error {
 				return fs.SkipDir
 			}
 			return nil
-		case !d.Type().IsRegular() || path == StorePath(dir):
+		case !d.Type().IsRegular() || slices.Contains(storeFiles(dir), path):
 			return nil
 		}
 		name, err := filepath.Rel(dir, path)
@@ -117,6 +118,12 @@ func addKeyFiles(out *tar.Writer, dir string, m *manifest) error {
 	})
 }
 
+// storeFiles are the store of a data directory and its journal.
+func storeFiles(dir string) []string {
+	journal := kv.JournalNames(StorePath(dir))
+	return append(journal[:], StorePath(dir))
+}
+
 // Restored says what Restore brought back.
 type Restored struct {
 	At       time.Time          `json:"at"` // of the backup
@@ -137,8 +144,10 @@ func Restore(ctx context.Context, file, dataDir string) (*Restored, error) {
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("restore: make data directory: %w", err)
 	}
-	if _, err := os.Lstat(StorePath(dataDir)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("restore: %s is there already: move it away first", StorePath(dataDir))
+	for _, name := range storeFiles(dataDir) {
+		if _, err := os.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("restore: %s is there already: move it away first", name)
+		}
 	}
 	temp, err := os.MkdirTemp(dataDir, ".restore-*")
 	if err != nil {

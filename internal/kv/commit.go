@@ -158,7 +158,7 @@ func (b *Bolt) putBack(calls []*call) {
 // fails after it has written makes the others start again without it.
 func (b *Bolt) commit(batch []*call) (rest []*call) {
 	start := time.Now()
-	for {
+	for turned := false; ; {
 		t := b.beginUpdate()
 		ran, rest, again := runBatch(t, batch)
 		t.end()
@@ -174,7 +174,8 @@ func (b *Bolt) commit(batch []*call) (rest []*call) {
 		switch {
 		case err == nil:
 			b.publish(t.active)
-		case errors.Is(err, ErrNoSpace) && b.journal.at > 0 && b.empty(true) == nil: // the journal has room at its start
+		case errors.Is(err, ErrNoSpace) && !turned && b.empty(true) == nil: // there is room at the start of the other file
+			turned = true
 			batch = append(ran, rest...)
 			continue
 		case errors.Is(err, ErrNoSpace) && len(ran) > 1: // half of it needs less

@@ -45,8 +45,9 @@ var zeros [1 << 20]byte
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// journalNames are the files beside the store at path.
-func journalNames(path string) [2]string {
+// JournalNames are the files of the journal of the store at path. They stand beside it while a process has it open, and
+// after one that was killed.
+func JournalNames(path string) [2]string {
 	return [2]string{path + ".journal-0", path + ".journal-1"}
 }
 
@@ -58,7 +59,7 @@ func createJournal(path string, salt, epoch uint64, sync bool) (_ *journal, err 
 			j.close()
 		}
 	}()
-	for i, name := range journalNames(path) {
+	for i, name := range JournalNames(path) {
 		if j.files[i], err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600); err != nil { //nolint:gosec // beside the store
 			return nil, err
 		}
@@ -153,7 +154,7 @@ func (j *journal) close() {
 
 // removeJournal ends with a store that needs none.
 func removeJournal(path string) error {
-	for _, name := range journalNames(path) {
+	for _, name := range JournalNames(path) {
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -167,7 +168,7 @@ func replay(path string, m mark) (*layer, uint64, error) {
 	l, last := &layer{}, m.epoch
 	found := 0
 	var parts [2]epochRecords
-	for i, name := range journalNames(path) {
+	for i, name := range JournalNames(path) {
 		err := undamaged(func() (err error) {
 			parts[i], err = readJournal(name, m)
 			return err

@@ -250,7 +250,7 @@ func killed(t *testing.T, records int) (path string, want map[string]string) {
 
 func newerFile(t *testing.T, path string) string {
 	t.Helper()
-	for _, name := range journalNames(path) {
+	for _, name := range JournalNames(path) {
 		b, err := os.ReadFile(name)
 		require.NoError(t, err)
 		if bytes.Contains(b, []byte("0000000000")) {
@@ -315,7 +315,7 @@ func TestJournalOfAnotherTimeOrStoreIsRefused(t *testing.T) {
 	path, _ := killed(t, 3)
 	other, _ := killed(t, 3)
 	t.Run("missing", func(t *testing.T) {
-		for _, name := range journalNames(path) {
+		for _, name := range JournalNames(path) {
 			require.NoError(t, os.Rename(name, name+"~"))
 			_, err := OpenBolt(path, BoltOptions{})
 			require.ErrorIs(t, err, ErrDamaged)
@@ -339,7 +339,7 @@ func TestJournalOfAnotherTimeOrStoreIsRefused(t *testing.T) {
 		require.NoError(t, os.Rename(other, other+"~"))
 		_, err := OpenBolt(other, BoltOptions{})
 		require.ErrorIs(t, err, ErrDamaged, "an empty store must not hide what the journal has")
-		require.NoError(t, os.Remove(other))
+		require.NoFileExists(t, other)
 		require.NoError(t, os.Rename(other+"~", other))
 	})
 	t.Run("older_copy", func(t *testing.T) {

@@ -1,5 +1,9 @@
 // Package kv is the one ordered, transactional key-value store of relayd. DB and Tx are the contract, Bolt is the
 // embedded engine, kvtest is the suite that every engine must pass. Nothing else in relayd knows the engine.
+//
+// In the embedded engine an Update goes this way: the committer (commit.go) runs it with others in a transaction (tx.go) on a
+// copy of the active layer (layer.go), makes their record durable in the journal (journal.go), and publishes the copy. A
+// checkpoint (checkpoint.go) brings layers into the bbolt file (bolt.go), which care.go looks after.
 package kv
 
 import (

@@ -167,24 +167,3 @@ func least(a, b []byte) []byte {
 	}
 	return a
 }
-
-// fileCursor goes through one table of the file. Its key is nil at the end.
-type fileCursor struct {
-	c          *bolt.Cursor
-	key, value []byte
-}
-
-func (f *fileCursor) start(file *boltTx, table Table, from []byte) {
-	bk := file.bucket(table)
-	if bk == nil {
-		return
-	}
-	f.c = bk.Cursor()
-	if len(from) == 0 {
-		f.key, f.value = f.c.First()
-	} else {
-		f.key, f.value = f.c.Seek(from)
-	}
-}
-
-func (f *fileCursor) next() { f.key, f.value = f.c.Next() }
