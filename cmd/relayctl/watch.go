@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -94,3 +95,5 @@ func progressLine(p api.Progress) string {
 	}
 	return b.String()
 }
+
+var errWatchEnded = errors.New("stopped watching: the campaign goes on")
