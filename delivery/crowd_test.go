@@ -96,16 +96,34 @@ func (r *rig) toAll(n int) {
 	}
 }
 
+// brief ends each look-up at once.
+type brief struct{ resolvertest.Fake }
+
+func (*brief) LookupMX(context.Context, string) ([]resolver.MX, error) { return nil, context.Canceled }
+
+// TestMoreQueuesThanLookUpsAreTakenWithoutAPause has look-ups end while the scheduler takes more queues: each time that it
+// counts on one of them to wake it, one does.
 func TestMoreQueuesThanLookUpsAreTakenWithoutAPause(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		mx := &testutil.MX{}
-		r := crowdRig(t, &crowd{}, mx, 4*maxLookups)
-		r.toAll(4 * maxLookups)
-		r.start()
-		<-time.After(10 * time.Second)
-		require.Len(t, mx.Mails(), 4*maxLookups)
-	})
+	r := newRigOn(t, &brief{})
+	to := make([]string, 4*maxLookups)
+	for i := range to {
+		to[i] = fmt.Sprintf("a@d%d.example", i)
+	}
+	r.submit(submission{to: to})
+	s, err := New(r.cfg, r.deps)
+	require.NoError(t, err)
+	defer s.giveUp()
+	s.abandon() // queues that were looked up are due again
+	for range 300 {
+		require.Zero(t, s.take(r.deps.Now()), "as many as there may be")
+		<-s.wake // one has ended, and others do now
+		require.Zero(t, s.take(r.deps.Now()), "as many as there may be once more: it counts on those that run")
+		s.wg.Wait()
+		require.Len(t, s.wake, 1, "nobody would take the others before a minute is over")
+		<-s.wake
+		require.Zero(t, s.lookups)
+	}
 }
 
 // TestBulkAtItsBoundGoesOn has one message more at each of many sites than connections that bulk may have: each site gets its

@@ -10,25 +10,25 @@ import (
 
 // This file brings queues from the spool to their sites, and settles those that have none.
 
-// take starts look-ups for due queues, as many as may run, and tells when the next queue falls due.
+// take starts look-ups for due queues, as many as may run, and tells when the next queue falls due. The places are taken
+// before the queues, so that no look-up that ends meanwhile is missed.
 func (s *Scheduler) take(now time.Time) time.Time {
 	s.mu.Lock()
 	free := maxLookups - s.lookups
-	s.unasked = free == 0
+	s.lookups += free
 	s.mu.Unlock()
 	if free == 0 {
-		return time.Time{} // the end of a look-up wakes us
+		return time.Time{} // the first look-up to end wakes us
 	}
 	queues := s.store.Take(now, free)
 	s.mu.Lock()
-	s.lookups += len(queues)
-	s.unasked = len(queues) == free
+	s.lookups -= free - len(queues)
 	s.mu.Unlock()
 	for _, q := range queues {
 		s.wg.Go(func() { s.place(q) })
 	}
 	if len(queues) == free {
-		return time.Time{} // as above
+		return time.Time{} // as above, or woke us already
 	}
 	return s.store.NextDue()
 }
@@ -38,10 +38,9 @@ func (s *Scheduler) place(q spool.Queue) {
 	defer func() {
 		s.mu.Lock()
 		s.lookups--
-		more := s.unasked // some may have ended while the others were taken: any of them may be the one to tell
-		s.unasked = false
+		first := s.lookups == maxLookups-1
 		s.mu.Unlock()
-		if more {
+		if first {
 			s.poke()
 		}
 	}()

@@ -112,8 +112,7 @@ type Scheduler struct {
 	domains   map[string]int       // failed look-ups in a row
 	known     map[string]knownSite // site of each queue domain
 	lookups   int
-	unasked   bool // more queues may be due than there was room for look-ups
-	leased    int  // envelopes under lease at sites
+	leased    int // envelopes under lease at sites
 	workers   int
 	bulk      int                  // of them
 	fresh     map[*worker]struct{} // that connect to a site where no session was opened since it failed
