@@ -151,7 +151,7 @@ func (h *header) rewrite() error {
 		}
 	}
 	var err error
-	if h.fields.Count("Date") == 0 {
+	if strings.TrimSpace(h.fields.Get("Date")) == "" {
 		if out, err = mail.AppendRawField(out, "Date", date(h.taking.now)); err != nil {
 			return err
 		}
@@ -177,7 +177,7 @@ func (h *header) drops(f mail.Field) bool {
 		return true
 	case "dkim-signature":
 		return h.ours(f)
-	case "message-id":
+	case "date", "message-id":
 		return f.Value() == ""
 	}
 	return len(f.Name) >= 8 && strings.EqualFold(f.Name[:8], "X-Relay-")
