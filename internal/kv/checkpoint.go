@@ -223,6 +223,9 @@ func (b *Bolt) settled(wait bool) (bool, error) {
 // keepUp begins a checkpoint when it is due, and waits for one where the next batch would have no room. The error says
 // why there is none.
 func (b *Bolt) keepUp() error {
+	if err := b.Err(); err != nil {
+		return err
+	}
 	l := b.layers.Load()
 	full := l.active.bytes >= maxLayer || b.journal.at >= maxJournal
 	settled, err := b.settled(full)

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -167,5 +168,37 @@ func TestFailedSyncOfTheStoreFile(t *testing.T) {
 	db.requireKeys("a")
 	db.reopen()
 	db.requireKeys("a")
+	require.NoError(t, db.Close())
+}
+
+// A store that could not bring its journal into the file comes back from both files of it.
+func TestBothJournalsAreReplayed(t *testing.T) {
+	t.Parallel()
+	db := openFaulty(t, nil)
+	require.NoError(t, db.put("a"))
+	require.NoError(t, db.backup())
+	undo := replaceFile(t, db.path, "/dev/full")
+	require.NoError(t, db.put("b"))
+	<-time.After(1500 * time.Millisecond) // the checkpoint of "b" fails, and what comes now goes to the other file
+	require.NoError(t, db.put("c"))
+	require.NoError(t, db.Update(t.Context(), func(tx kv.Tx) error { return tx.Delete("t", []byte("b")) }))
+	require.NoError(t, db.put("d"))
+	db.requireKeys("a", "c", "d")
+	copied := filepath.Join(t.TempDir(), "kv.db") // as after a loss of power
+	for i, name := range kv.JournalNames(db.path) {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.Contains(t, string(text), "RLJ1")
+		require.NoError(t, os.WriteFile(kv.JournalNames(copied)[i], text, 0o600))
+	}
+	text, err := os.ReadFile(db.path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(copied, text, 0o600))
+	undo()
+	require.NoError(t, db.Close())
+	db.path = copied
+	db.Bolt, err = kv.OpenBolt(copied, kv.BoltOptions{})
+	require.NoError(t, err)
+	db.requireKeys("a", "c", "d")
 	require.NoError(t, db.Close())
 }
