@@ -109,7 +109,7 @@ func TestSessionsAreNotResumed(t *testing.T) {
 		for range 3 {
 			conn, err := tls.Dial("tcp", f.Addr(implicit).String(), cfg)
 			require.NoError(t, err)
-			c := &client{t, conn, bufio.NewReader(conn)}
+			c := &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 			c.expect("220")
 			c.cmd("QUIT", "221")
 			require.Equal(t, version, conn.ConnectionState().Version)

@@ -120,7 +120,7 @@ func TestA12_CloseNotifyInMidChunk(t *testing.T) {
 		f := start(t)
 		raw, err := net.Dial("tcp", f.Addr(implicit).String())
 		require.NoError(t, err)
-		c := &client{t, raw, nil}
+		c := &client{t: t, Conn: raw, r: nil}
 		c.upgrade()
 		c.expect("220")
 		c.cmd("EHLO x", "250 ")

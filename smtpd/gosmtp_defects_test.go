@@ -204,7 +204,7 @@ func goSMTPPeer(t *testing.T, name string) *peer {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
-	p := &peer{client: &client{t, conn, bufio.NewReader(conn)}}
+	p := &peer{client: &client{t: t, Conn: conn, r: bufio.NewReader(conn), theirs: true}}
 	p.messages = func() []string { b.mu.Lock(); defer b.mu.Unlock(); return b.messages }
 	p.recipients = func() []string { b.mu.Lock(); defer b.mu.Unlock(); return b.recipients }
 	p.expect("220")

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -233,7 +234,20 @@ func (f *fixture) pipe(t testing.TB, i int) (net.Conn, chan struct{}) {
 type client struct {
 	t testing.TB
 	net.Conn
-	r *bufio.Reader
+	r      *bufio.Reader
+	theirs bool // the server is another
+}
+
+// wellFormed are our replies: those of RFC 2034 section 4, all but the banner and the answers to EHLO and HELO, have a
+// status code of their class, and a line has at most 512 octets.
+var wellFormed = regexp.MustCompile(`^(?:220 relay\.example\.com ESMTP relayd|250[ -]relay\.example\.com|250[ -](?:PIPELINING|SIZE|STARTTLS|AUTH|REQUIRETLS|BINARYMIME|FUTURERELEASE|LIMITS|ENHANCEDSTATUSCODES|8BITMIME|SMTPUTF8|CHUNKING|DSN)(?: [ -~]+)?|3(?:34|54) [ -~]*|([245])\d\d ([245])\.\d{1,3}\.\d{1,3} [ -~]+)\r\n$`)
+
+func checkReply(t testing.TB, line string) {
+	t.Helper()
+	m := wellFormed.FindStringSubmatch(line)
+	require.NotNil(t, m, "%q", line)
+	require.Equal(t, m[1], m[2], "%q", line)
+	require.LessOrEqual(t, len(line), 512, "%q", line)
 }
 
 func (f *fixture) dial(t testing.TB, i int) *client {
@@ -242,7 +256,7 @@ func (f *fixture) dial(t testing.TB, i int) *client {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-	return &client{t, conn, bufio.NewReader(conn)}
+	return &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 }
 
 func (c *client) send(raw string) {
@@ -258,7 +272,9 @@ func (c *client) reply() string {
 	for {
 		line, err := c.r.ReadString('\n')
 		require.NoError(c.t, err, "after %q", all.String())
-		require.True(c.t, strings.HasSuffix(line, "\r\n"), "%q", line)
+		if !c.theirs {
+			checkReply(c.t, line)
+		}
 		all.WriteString(line)
 		if len(line) < 4 || line[3] != '-' {
 			return all.String()

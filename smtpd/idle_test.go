@@ -94,7 +94,7 @@ func TestB8_5000IdleConnections(t *testing.T) {
 	t.Cleanup(func() { _ = conn.Close() })
 	began := time.Now()
 	require.NoError(t, conn.SetDeadline(began.Add(20*time.Second)))
-	c := &client{t, conn, bufio.NewReader(conn)}
+	c := &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 	c.readyPiped()
 	c.transaction()
 	c.cmd("x\r\n.", "250")

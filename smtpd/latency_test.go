@@ -42,7 +42,7 @@ func BenchmarkAcceptLatency(b *testing.B) {
 				conn, err := net.Dial("tcp", f.Addr(plain).String())
 				require.NoError(b, err)
 				defer conn.Close()
-				c := &client{b, conn, bufio.NewReader(conn)}
+				c := &client{t: b, Conn: conn, r: bufio.NewReader(conn)}
 				c.expect("220")
 				c.cmd("EHLO x", "250")
 				c.cmd("AUTH PLAIN "+plainIR("app", "secret"), "235")

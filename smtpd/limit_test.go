@@ -89,7 +89,7 @@ func TestB9_UnderStressNobodyIsWaitedForLong(t *testing.T) {
 		began := time.Now()
 		c.ended(began, 0, 10*time.Second, "421 4.4.2")
 		conn, done := f.pipe(t, plain)
-		late := &client{t, conn, bufio.NewReader(conn)}
+		late := &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 		late.expect("220")
 		began = time.Now()
 		late.ended(began, 10*time.Second, 10*time.Second, "421 4.4.2")

@@ -32,7 +32,7 @@ func TestOperations(t *testing.T) {
 
 	dial := func(i int) (*client, chan struct{}) {
 		conn, done := f.pipe(t, i)
-		return &client{t, conn, bufio.NewReader(conn)}, done
+		return &client{t: t, Conn: conn, r: bufio.NewReader(conn)}, done
 	}
 	end := func(c *client, done chan struct{}) {
 		c.cmd("QUIT", "221")
