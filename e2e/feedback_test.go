@@ -44,6 +44,9 @@ func TestBouncesAndComplaintsSuppressWhomWeWroteTo(t *testing.T) {
 		require.NoError(t, hand(t, port, "", ann.From, bounceTo(ann.From, fields)))
 	}
 	require.NoError(t, hand(t, port, "", ann.From, "From: ann@dest.example\r\nSubject: Out of office\r\n\r\nuser unknown\r\n"))
+	// Nor what people write about a bounce: it comes with a reverse-path.
+	require.NoError(t, hand(t, port, "ann@dest.example", ann.From, "From: ann@dest.example\r\nReturn-Path: <>\r\nSubject: Undeliverable\r\n\r\n"+
+		"Your message could not be delivered.\r\n\r\nann@dest.example\r\n550 5.1.1 user unknown\r\n"))
 	require.NotContains(t, suppressed("ann@dest.example"), "hard_bounce")
 
 	// E3, E6: a hard bounce, three times and in other line ends, is one event and suppresses the one that we wrote to.

@@ -69,7 +69,7 @@ func (a *app) classifyFile(name string, c bounce.Classifier) (*bounce.Report, er
 		defer f.Close()
 		r = f
 	}
-	rep, err := bounce.Parse(r, c)
+	rep, err := bounce.Parse(r, bounce.UnknownPath, c)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", strings.TrimSpace(name), err)
 	}

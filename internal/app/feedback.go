@@ -29,7 +29,11 @@ func (in *inbound) report(m *smtpd.InboundMail) (*bounce.Report, error) {
 		if r.Kind != smtpd.Bounce && r.Kind != smtpd.Complaint {
 			continue
 		}
-		rep, err := bounce.Parse(m.Message, in.classify())
+		from := bounce.OtherPath
+		if m.From.IsNull() {
+			from = bounce.NullPath
+		}
+		rep, err := bounce.Parse(m.Message, from, in.classify())
 		if _, back := m.Message.Seek(0, io.SeekStart); err == nil {
 			err = back
 		}

@@ -56,10 +56,30 @@ func corpus(t testing.TB) []sample {
 	return all
 }
 
-// TestCorpus measures Parse, with the rules that delivery asks, on what many systems send back. A recipient counts as
-// hard where the report calls it so; the share of exact recipients is over the reports on delivery.
+// TestCorpus measures Parse, with the rules that delivery asks, on what many systems send back: as files, as they come, and
+// all of it with a reverse-path, as few systems send their reports. A recipient counts as hard where the report calls it so;
+// the share of exact recipients is over the reports on delivery.
 func TestCorpus(t *testing.T) {
 	t.Parallel()
+	for name, origin := range map[string]func(bounce.Kind) bounce.Origin{
+		"as_files": func(bounce.Kind) bounce.Origin { return bounce.UnknownPath },
+		"as_they_come": func(k bounce.Kind) bounce.Origin {
+			switch k {
+			case bounce.Bounce, bounce.Delay, bounce.Delivered, bounce.AutoReply:
+				return bounce.NullPath
+			}
+			return bounce.OtherPath
+		},
+		"with_a_reverse_path": func(bounce.Kind) bounce.Origin { return bounce.OtherPath },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			measure(t, origin)
+		})
+	}
+}
+
+func measure(t *testing.T, origin func(bounce.Kind) bounce.Origin) {
 	rules, err := delivery.NewClassifier("")
 	require.NoError(t, err)
 	samples := corpus(t)
@@ -70,7 +90,7 @@ func TestCorpus(t *testing.T) {
 	for _, s := range samples {
 		var first *bounce.Report
 		for _, end := range []string{"\n", "\r\n", "\r"} { // one report, and so one event, whatever ends the lines
-			rep, err := bounce.Parse(bytes.NewReader(bytes.ReplaceAll(s.text, []byte("\n"), []byte(end))), rules.Bounce)
+			rep, err := bounce.Parse(bytes.NewReader(bytes.ReplaceAll(s.text, []byte("\n"), []byte(end))), origin(s.kind), rules.Bounce)
 			require.NoError(t, err)
 			if first == nil {
 				first = rep

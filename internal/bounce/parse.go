@@ -10,13 +10,28 @@ import (
 	"relayd/internal/mail"
 )
 
+// Origin is the reverse-path that a message came with. Mail systems report with the null one (RFC 5321 section 4.5.5, RFC 3464
+// section 2), but not all of them; people forward reports, and write about them, with their own.
+type Origin uint8
+
+// The origins.
+const (
+	UnknownPath Origin = iota // a Return-Path field may tell that it was null
+	NullPath
+	OtherPath // the Return-Path field is the sender's, and tells nothing
+)
+
 // Parse reads a message and tells what it is. It reads at most 8 MiB and fails only where r does.
-func Parse(r io.Reader, c Classifier) (*Report, error) {
+func Parse(r io.Reader, from Origin, c Classifier) (*Report, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, maxMessage))
 	if err != nil {
 		return nil, err
 	}
 	m := parsePart(normal(raw))
+	m.origin = from
+	if from == UnknownPath && strings.TrimSpace(m.get("return-path")) == "<>" {
+		m.origin = NullPath
+	}
 	rep := &Report{Kind: None, Recipients: []Recipient{}}
 	for _, read := range []func(*Report, *part) bool{readFeedback, readStatus, readUnsubscribe, readAutoReply, readFreeForm} {
 		if read(rep, m) {
@@ -30,7 +45,7 @@ func Parse(r io.Reader, c Classifier) (*Report, error) {
 // readStatus reads a message/delivery-status part, wherever it stands: gateways wrap reports. Who forwards one, or
 // answers it, may leave that part in, and reports nothing.
 func readStatus(rep *Report, m *part) bool {
-	if m.kind != "multipart/report" && patterns().answer.MatchString(m.subject()) {
+	if m.kind != "multipart/report" && (patterns().answer.MatchString(m.subject()) || m.origin == OtherPath && !m.fromSystem()) {
 		return false
 	}
 	found := false
@@ -210,7 +225,7 @@ func replyIn(text string) mail.Reply {
 // Exim's and Exchange's do.
 func readAutoReply(rep *Report, m *part) bool {
 	subject := m.subject()
-	titled, system := patterns().bounceSubject.MatchString(subject), patterns().bounceSender.MatchString(m.from())
+	titled, system := patterns().bounceSubject.MatchString(subject), m.fromSystem()
 	sure := patterns().autoSubject.MatchString(subject)
 	if m.get("x-failed-recipients") != "" || titled && system && !sure {
 		return false
@@ -245,14 +260,14 @@ func readAutoReply(rep *Report, m *part) bool {
 
 // readFreeForm reads bounces without a delivery status: qmail's, Exim's, Sendmail's of old, Exchange's, and others.
 // People write about bounces too, and forward them: what does not come from a mail system has to tell a status code in
-// words of its own to be taken for one, and an answer or a forwarded message never is.
+// words of its own to be taken for one, and may not come with a reverse-path; an answer or a forwarded message never is.
 func readFreeForm(rep *Report, m *part) bool {
 	failed := m.get("x-failed-recipients")
 	subject := m.subject()
 	if failed == "" && patterns().answer.MatchString(subject) {
 		return false
 	}
-	sender := patterns().bounceSender.MatchString(m.from()) || strings.TrimSpace(m.get("return-path")) == "<>"
+	sender := m.fromSystem() || m.origin == NullPath
 	titled := patterns().bounceSubject.MatchString(subject)
 	text := m.freeText()
 	if !sender {
@@ -265,7 +280,7 @@ func readFreeForm(rep *Report, m *part) bool {
 	}
 	says := patterns().bounceText.Match(text)
 	late := patterns().delayText.Match(text) && !strings.Contains(strings.ToLower(string(text)), "permanent")
-	if failed == "" && !(sender && (titled || says)) && !(titled && says && !replyIn(string(text)).Status.IsZero()) {
+	if failed == "" && !(sender && (titled || says)) && !(titled && says && m.origin != OtherPath && !replyIn(string(text)).Status.IsZero()) {
 		return false
 	}
 	own := map[string]bool{address(m.get("from")): true, address(m.get("to")): true, address(m.get("return-path")): true}

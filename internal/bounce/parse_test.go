@@ -95,7 +95,7 @@ func TestParse(t *testing.T) {
 			t.Parallel()
 			var first *bounce.Report
 			for _, end := range []string{"\n", "\r\n", "\r"} { // the same bounce in every form of line ends
-				rep, err := bounce.Parse(strings.NewReader(strings.ReplaceAll(tt.text, "\n", end)), verdicts)
+				rep, err := bounce.Parse(strings.NewReader(strings.ReplaceAll(tt.text, "\n", end)), bounce.UnknownPath, verdicts)
 				require.NoError(t, err)
 				if first == nil {
 					first = rep
@@ -118,10 +118,56 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestReversePathIsHeard has the same messages come with the null reverse-path, with another one, and as files.
+func TestReversePathIsHeard(t *testing.T) {
+	t.Parallel()
+	refused := "Your message could not be delivered.\n\ngone@dest.example\n550 5.1.1 unknown user\n"
+	wrapped := "From: Ann <ann@dest.example>\nSubject: look at this\nContent-Type: multipart/mixed; boundary=o\n\n--o\nContent-Type: text/plain\n\nWhy?\n\n--o\n" +
+		"Content-Type: message/delivery-status\n\nReporting-MTA: dns; mx.dest.example\n\nFinal-Recipient: rfc822; gone@dest.example\nAction: failed\nStatus: 5.1.1\n\n--o--\n"
+	all := map[bounce.Origin]bounce.Kind{bounce.NullPath: bounce.Bounce, bounce.UnknownPath: bounce.Bounce, bounce.OtherPath: bounce.Bounce}
+	tests := map[string]struct {
+		text string
+		want map[bounce.Origin]bounce.Kind
+	}{
+		"report":                    {dsn("Final-Recipient: rfc822; gone@dest.example\nAction: failed\nStatus: 5.1.1\n"), all},
+		"report_of_no_known_system": {strings.Replace(dsn("Final-Recipient: rfc822; gone@dest.example\nAction: failed\nStatus: 5.1.1\n"), "MAILER-DAEMON", "info", 1), all},
+		"text_of_a_system":          {plainFrom("MAILER-DAEMON@mx.dest.example", "Undeliverable", "", refused), all},
+		"report_that_a_person_attaches": {wrapped, map[bounce.Origin]bounce.Kind{
+			bounce.NullPath: bounce.Bounce, bounce.UnknownPath: bounce.Bounce, bounce.OtherPath: bounce.None,
+		}},
+		"text_of_a_person": {plainFrom("Ann <ann@dest.example>", "Undeliverable", "", refused), map[bounce.Origin]bounce.Kind{
+			bounce.NullPath: bounce.Bounce, bounce.UnknownPath: bounce.Bounce, bounce.OtherPath: bounce.None,
+		}},
+		"text_without_a_telling_subject": {plainFrom("mail@dest.example", "About your mail", "", refused), map[bounce.Origin]bounce.Kind{
+			bounce.NullPath: bounce.Bounce, bounce.UnknownPath: bounce.None, bounce.OtherPath: bounce.None,
+		}},
+		"field_that_tells_it": {plainFrom("mail@dest.example", "About your mail", "Return-Path: <>\n", refused), map[bounce.Origin]bounce.Kind{
+			bounce.NullPath: bounce.Bounce, bounce.UnknownPath: bounce.Bounce, bounce.OtherPath: bounce.None,
+		}},
+		"vacation": {plainFrom("Ann <gone@dest.example>", "Out of office: hello", "", "I am away; user unknown until Monday.\n"), map[bounce.Origin]bounce.Kind{
+			bounce.NullPath: bounce.AutoReply, bounce.UnknownPath: bounce.AutoReply, bounce.OtherPath: bounce.AutoReply,
+		}},
+		"answer": {plainFrom("Ann <ann@dest.example>", "Re: Undeliverable", "", refused), map[bounce.Origin]bounce.Kind{
+			bounce.NullPath: bounce.None, bounce.UnknownPath: bounce.None, bounce.OtherPath: bounce.None,
+		}},
+	}
+	for name, tt := range tests {
+		for origin, want := range tt.want {
+			rep, err := bounce.Parse(strings.NewReader(tt.text), origin, verdicts)
+			require.NoError(t, err)
+			require.Equal(t, want, rep.Kind, "%s, %d", name, origin)
+			if want == bounce.Bounce {
+				require.Equal(t, "gone@dest.example", rep.Recipients[0].Address, name)
+				require.True(t, rep.Recipients[0].Suppress, name)
+			}
+		}
+	}
+}
+
 func TestBoundsHold(t *testing.T) {
 	t.Parallel()
 	many := strings.Repeat("Final-Recipient: rfc822; gone@dest.example\nAction: failed\nStatus: 5.1.1\n\n", 100_000)
-	rep, err := bounce.Parse(strings.NewReader(dsn(many)), verdicts)
+	rep, err := bounce.Parse(strings.NewReader(dsn(many)), bounce.UnknownPath, verdicts)
 	require.NoError(t, err)
 	require.LessOrEqual(t, len(rep.Recipients), 1000)
 
@@ -138,7 +184,7 @@ func TestBoundsHold(t *testing.T) {
 	long := strings.Repeat("could not be delivered ", 5000)
 	for _, text := range []string{plainFrom("mailer-daemon@x.example", "undelivered", "X-Failed-Recipients: "+named.String()+"\n", long), dsn(status.String())} {
 		said = 0
-		rep, err = bounce.Parse(strings.NewReader(text), count)
+		rep, err = bounce.Parse(strings.NewReader(text), bounce.UnknownPath, count)
 		require.NoError(t, err)
 		require.Greater(t, len(rep.Recipients), 50)
 		require.Positive(t, said)
@@ -149,11 +195,11 @@ func TestBoundsHold(t *testing.T) {
 	for i := range 10_000 {
 		fmt.Fprintf(&nested, "Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n", i, i)
 	}
-	_, err = bounce.Parse(&nested, verdicts)
+	_, err = bounce.Parse(&nested, bounce.UnknownPath, verdicts)
 	require.NoError(t, err)
-	_, err = bounce.Parse(strings.NewReader("Content-Type: multipart/mixed; boundary=b\n\n"+strings.Repeat("--b\n\nx\n", 200_000)), verdicts)
+	_, err = bounce.Parse(strings.NewReader("Content-Type: multipart/mixed; boundary=b\n\n"+strings.Repeat("--b\n\nx\n", 200_000)), bounce.UnknownPath, verdicts)
 	require.NoError(t, err)
-	_, err = bounce.Parse(strings.NewReader("From: mailer-daemon\nSubject: undelivered\n\n"+strings.Repeat("a@b.example ", 200_000)), verdicts)
+	_, err = bounce.Parse(strings.NewReader("From: mailer-daemon\nSubject: undelivered\n\n"+strings.Repeat("a@b.example ", 200_000)), bounce.UnknownPath, verdicts)
 	require.NoError(t, err)
 }
 
@@ -161,7 +207,7 @@ func BenchmarkParseOneMegabyte(b *testing.B) {
 	text := plainFrom("mailer-daemon@dest.example", "Undelivered", "", strings.Repeat("could not be delivered to gone@dest.example 550 5.1.1 unknown\n", 16_000))
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
-		if _, err := bounce.Parse(strings.NewReader(text), verdicts); err != nil {
+		if _, err := bounce.Parse(strings.NewReader(text), bounce.UnknownPath, verdicts); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -176,7 +222,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(s.text)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		rep, err := bounce.Parse(bytes.NewReader(raw), verdicts)
+		rep, err := bounce.Parse(bytes.NewReader(raw), bounce.Origin(len(raw)%3), verdicts) //nolint:gosec // small
 		require.NoError(t, err)
 		require.LessOrEqual(t, len(rep.Recipients), 1000)
 		for _, r := range rep.Recipients {

@@ -21,6 +21,7 @@ type part struct {
 	kind   string // media type, lower case
 	params map[string]string
 	body   []byte // as it came
+	origin Origin // of the message itself
 }
 
 type field struct{ name, value string } // name in lower case, value unfolded
@@ -89,6 +90,9 @@ func (p *part) freeText() []byte {
 // subject and from return the fields decoded (RFC 2047), as far as their charset is known.
 func (p *part) subject() string { return strings.TrimSpace(decodeWords(p.get("subject"))) }
 func (p *part) from() string    { return decodeWords(p.get("from")) }
+
+// fromSystem tells whether the author calls itself a mail system.
+func (p *part) fromSystem() bool { return patterns().bounceSender.MatchString(p.from()) }
 
 func decodeWords(s string) string {
 	d := mime.WordDecoder{CharsetReader: func(name string, in io.Reader) (io.Reader, error) {
