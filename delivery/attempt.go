@@ -75,6 +75,7 @@ func (a *Attempt) Run(ctx context.Context) Report {
 		return rep
 	}
 	var last error
+	host := ""
 	for try := 0; try < a.tries && len(envs) > 0; {
 		reused := a.session != nil
 		if !reused {
@@ -92,6 +93,7 @@ func (a *Attempt) Run(ctx context.Context) Report {
 			return rep
 		}
 		var again bool
+		host = a.session.Name()
 		if envs, again, last = a.send(ctx, &rep, envs); !again {
 			return rep
 		}
@@ -102,7 +104,7 @@ func (a *Attempt) Run(ctx context.Context) Report {
 	if len(envs) > 0 { // broken each time: it may be this message that breaks it, so this counts
 		reply := mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 2}, Text: "Connection broke: " + publicError(last)}
 		for _, e := range envs {
-			a.finish(&rep, e, a.retrier.presented(a.bundle.message, e, reply, a.now()), "")
+			a.finish(&rep, e, a.retrier.presented(a.bundle.message, e, reply, a.now()), host)
 		}
 	}
 	return rep

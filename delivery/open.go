@@ -41,7 +41,6 @@ type opener struct {
 	timeouts  Timeouts
 	network   network
 	roots     *x509.CertPool
-	checkSelf bool
 	brokenTLS *hostSet // handshakes failed of late: not asked again for a while
 	knownTLS  *hostSet // spoke TLS of late
 	log       *slog.Logger
@@ -226,7 +225,7 @@ func (o *opener) ehlo(s *Session) error {
 	if reply.Code != 250 {
 		return &fault{kind: faultReply, reply: reply}
 	}
-	if name, _, _ := strings.Cut(lines[0], " "); o.checkSelf && (strings.EqualFold(name, o.hostname) || strings.EqualFold(name, s.greeting)) {
+	if name, _, _ := strings.Cut(lines[0], " "); strings.EqualFold(name, o.hostname) || strings.EqualFold(name, s.greeting) {
 		return &fault{kind: faultSelf, err: errors.New("the host answers with our own name")}
 	}
 	s.ext = parseExtensions(lines[1:])

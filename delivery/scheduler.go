@@ -187,7 +187,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 		tries: cfg.ConnectTries, wait: sleep,
 		opener: &opener{
 			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), network: dialer{cfg.ConnectTimeout}, roots: deps.Roots,
-			checkSelf: !cfg.AllowPrivateMX, brokenTLS: newHostSet(), knownTLS: newHostSet(), log: log, metrics: m, now: now,
+			brokenTLS: newHostSet(), knownTLS: newHostSet(), log: log, metrics: m, now: now,
 		},
 		book: &addressBook{resolver: deps.Resolver, private: cfg.AllowPrivateMX, dead: newHostSet(), now: now},
 	}

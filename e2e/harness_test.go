@@ -132,6 +132,8 @@ type options struct {
 	extra   string // appended to the configuration
 	retry   string // [delivery.retry] table body
 	deliv   string // keys of [delivery]
+	suspend string // its suspend_first; suspend_max is five times as long
+	host    string // relay.example
 	env     []string
 	domains []string // with an MX before relayd starts
 	data    string   // data directory, if not one of its own
@@ -157,7 +159,9 @@ func newRelay(t *testing.T, o options) *relay {
 	if o.retry == "" {
 		o.retry = "attempts = 3\nfirst_delay = \"300ms\"\nmultiplier = 2.0\nmax_age = \"5m\""
 	}
-	r.conf = fmt.Sprintf(`hostname = "relay.example"
+	first, err := time.ParseDuration(cmp.Or(o.suspend, "200ms"))
+	require.NoError(t, err)
+	r.conf = fmt.Sprintf(`hostname = %q
 data_dir = %q
 [log]
 format = "json"
@@ -185,13 +189,14 @@ servers = [%q]
 [delivery]
 mx_port = %d
 allow_private_mx = true
-suspend_first = "200ms"
-suspend_max = "1s"
+suspend_first = "%s"
+suspend_max = "%s"
 %s
 [delivery.retry]
 %s
 %s
-`, r.data, cmp.Or(o.level, "debug"), r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr, o.mxPort, o.deliv, o.retry, o.extra)
+`, cmp.Or(o.host, "relay.example"), r.data, cmp.Or(o.level, "debug"), r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr,
+		o.mxPort, first, 5*first, o.deliv, o.retry, o.extra)
 	require.NoError(t, os.WriteFile(filepath.Join(r.dir, "relayd.toml"), []byte(r.conf), 0o600))
 	r.start()
 	t.Cleanup(func() {
