@@ -341,6 +341,27 @@ func TestQuietHoursAreATimeOfDay(t *testing.T) {
 	}
 }
 
+// TestG10_QuietHoursOverAChangeOfSummerTime: whatever the minute, nothing waits for a time that is over, nor for longer than
+// a night.
+func TestG10_QuietHoursOverAChangeOfSummerTime(t *testing.T) {
+	t.Parallel()
+	berlin, err := (&zones{}).find("Europe/Berlin")
+	require.NoError(t, err)
+	for _, q := range []quiet{
+		{21 * time.Hour, 8 * time.Hour, berlin}, {22 * time.Hour, 2*time.Hour + 30*time.Minute, berlin}, {time.Hour, 2*time.Hour + 15*time.Minute, berlin},
+	} {
+		longest := (q.until - q.from + 24*time.Hour) % (24 * time.Hour)
+		for _, day := range []time.Time{time.Date(2026, 3, 28, 12, 0, 0, 0, time.UTC), time.Date(2026, 10, 24, 12, 0, 0, 0, time.UTC)} {
+			for at := day; at.Before(day.Add(24 * time.Hour)); at = at.Add(time.Minute) {
+				until := q.after(at, nil)
+				require.False(t, until.Before(at), "%s: %s", at.In(berlin), until.In(berlin))
+				require.LessOrEqual(t, until.Sub(at), longest+time.Hour, "%s", at.In(berlin))
+				require.True(t, q.after(until, nil).Equal(until), "%s: it is over then", at.In(berlin))
+			}
+		}
+	}
+}
+
 func TestLabelAndFooterAreInEveryMessage(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -73,3 +73,60 @@ func TestClockJumps(t *testing.T) {
 		})
 	}
 }
+
+// TestG10_RatesHoldWhenTheClockJumps: no burst follows, and nothing is forgotten. The process itself measures rates with a
+// clock that does not jump; here it does.
+func TestG10_RatesHoldWhenTheClockJumps(t *testing.T) {
+	t.Parallel()
+	for name, jump := range map[string]time.Duration{"ten_days_ahead": 240 * time.Hour, "an_hour_back": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				mx := &testutil.MX{}
+				r := googleRig(t, mx)
+				r.cfg.Limits.Site = map[string]Limit{"mx.dest.example": {Rate: "60/h"}}
+				r.start()
+				for range 30 {
+					r.send("a@dest.example")
+				}
+				<-time.After(5*time.Minute + 30*time.Second)
+				before := len(mx.Mails())
+				require.Equal(t, 6, before)
+				r.skew.Store(int64(jump))
+				<-time.After(10 * time.Minute)
+				require.LessOrEqual(t, len(mx.Mails())-before, 11, "one a minute, the first at once")
+				<-time.After(2 * time.Hour)
+				require.Len(t, mx.Mails(), 30)
+			})
+		})
+	}
+}
+
+// TestG10_APauseIsAsLongAsItWas, though relayd starts again with a clock that was ten days ahead before.
+func TestG10_APauseIsAsLongAsItWas(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var well atomic.Bool
+		mx := &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+			if s.Verb == "CONNECT" && !well.Load() {
+				return testutil.Act{Reply: "421 4.7.0 too much", Drop: true}
+			}
+			return testutil.Act{}
+		}}
+		r := googleRig(t, mx)
+		r.skew.Store(int64(240 * time.Hour))
+		r.start()
+		r.send("a@dest.example")
+		<-time.After(90 * time.Minute) // the pause is at its longest by now
+		left := r.sched.SiteStates()[0].Resume.Sub(r.deps.Now())
+		require.Positive(t, left)
+		well.Store(true)
+		r.shutdown()
+		r.skew.Store(0)
+		r.deps.Metrics = nil
+		r.start()
+		id := r.send("b@dest.example")
+		<-time.After(35 * time.Minute)
+		require.Equal(t, spool.Delivered, r.outcome(id, 0).Result.Outcome, "not in ten days")
+	})
+}

@@ -63,6 +63,9 @@ func (g *governor) allowed() int { return min(g.window, g.ceiling) }
 // whether a pause is over for good.
 func (g *governor) sent(now time.Time, n, busy int) (recovered bool) {
 	g.speed.add(now, n)
+	if now.Before(g.resume) { // it was under way when the pause began: that it ended well tells nothing
+		return false
+	}
 	g.failing, g.debt = false, 0
 	recovered = g.failures > 0
 	g.failures = 0

@@ -111,6 +111,13 @@ func (m *memory) read(k, v []byte) (gone bool, err error) {
 		if err != nil {
 			return false, fmt.Errorf("site %s: %w", name, err)
 		}
+		if ahead := r.At.Sub(m.now()); ahead > 0 { // the clock was set back: a pause is as long as it was
+			for _, t := range []*time.Time{&r.At, &r.Paused, &r.Resume} {
+				if !t.IsZero() {
+					*t = t.Add(-ahead)
+				}
+			}
+		}
 		if m.now().Sub(later(r.At, r.Resume)) > rememberFor || len(m.states) >= maxRemembered {
 			return true, nil
 		}

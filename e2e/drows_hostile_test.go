@@ -275,7 +275,7 @@ func TestD13_LoopsEnd(t *testing.T) {
 		}, "")
 		require.ErrorContains(t, err, "loop")
 		wait(t, "the one within the limit", 20*time.Second, func() bool { return s.count() == 1 })
-		require.Equal(t, 1, r.settled(10 * time.Second).Accepted)
+		require.Equal(t, 1, r.settled(10*time.Second).Accepted)
 	})
 	t.Run("the_mx_is_this_relay", func(t *testing.T) {
 		t.Parallel()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"relayd/internal/testutil"
 )
 
 // TestG11ShutdownFinishesOrGivesBack stops relayd while a message is at its final dot.
@@ -53,6 +55,48 @@ func TestG11ShutdownFinishesOrGivesBack(t *testing.T) {
 			require.Equal(t, 1, r.settled(20 * time.Second).Outcomes["delivered"])
 		})
 	}
+}
+
+// TestG11_ReloadDropsNoSession: a client in the middle of its message and a host that has not answered to one yet do not
+// notice that the configuration was replaced.
+func TestG11_ReloadDropsNoSession(t *testing.T) {
+	t.Parallel()
+	reached, release := make(chan struct{}, 10), make(chan struct{})
+	mx := (&testutil.MX{}).Start(t)
+	mx.Rule = func(s testutil.Step) testutil.Act {
+		if s.Verb == "DOT" && s.Seen == 0 {
+			reached <- struct{}{}
+			return testutil.Act{Stall: release}
+		}
+		return testutil.Act{}
+	}
+	r := newRelay(t, options{mxPort: mx.PortNumber()})
+	r.mx("dest.example")
+	l := r.domain("shop.example")
+	r.submit(l, "news@shop.example", []string{"ann@dest.example"}, plain("news@shop.example", "ann@dest.example", "on its way"))
+	<-reached
+	c := r.dial(l)
+	require.NoError(t, c.Mail("news@shop.example", nil))
+	require.NoError(t, c.Rcpt("bob@dest.example", nil))
+	w, err := c.Data()
+	require.NoError(t, err)
+	_, err = w.Write([]byte(plain("news@shop.example", "bob@dest.example", "half")))
+	require.NoError(t, err)
+	for range 3 {
+		n := len(r.records("configuration.loaded"))
+		writeFile(t, r.dir+"/relayd.toml", strings.Replace(r.conf, "[delivery]\n", "[delivery]\nmax_connections = "+itoa(100+n)+"\n", 1))
+		require.NoError(t, r.cmd.Process.Signal(syscall.SIGHUP))
+		wait(t, "the configuration", 20*time.Second, func() bool { return len(r.records("configuration.loaded")) == n+1 })
+	}
+	_, err = w.Write([]byte("The other half.\r\n"))
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	require.NoError(t, c.Noop())
+	close(release)
+	require.Equal(t, 2, r.settled(20 * time.Second).Outcomes["delivered"])
+	require.Len(t, mx.Mails(), 2, "each once")
+	require.Empty(t, r.events("message.deferred"))
+	require.InDelta(t, 0, r.metric("relayd_delivery_in_doubt_total"), 0)
 }
 
 // logged tells whether the log holds an event.

@@ -120,7 +120,8 @@ func (q *Quota) load(k, v []byte, oldest int64) error {
 		u.slots = append(u.slots, slot{number, count})
 	}
 	u.total += count
-	if due := time.Unix(0, int64(binary.BigEndian.Uint64(v[9:]))); due.After(u.due) { //nolint:gosec // written from 63 bits
+	due := time.Unix(0, int64(binary.BigEndian.Uint64(v[9:]))) //nolint:gosec // written from 63 bits
+	if due.After(u.due) && number <= oldest+quotaSlots {       // else the clock was set back, and it would hold for that long
 		u.due = due
 	}
 	return nil

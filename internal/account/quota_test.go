@@ -70,6 +70,23 @@ func TestQuotaRollsOverADay(t *testing.T) {
 	require.EqualValues(t, 100, r.Usage("default"))
 }
 
+// TestG10_RateAfterARestartWithAnotherClock: whoever was within its rate is not refused because the clock was wrong, and the
+// rate holds on from there.
+func TestG10_RateAfterARestartWithAnotherClock(t *testing.T) {
+	t.Parallel()
+	for _, jump := range []time.Duration{-time.Hour, -240 * time.Hour, 240 * time.Hour} {
+		cfg := QuotaConfig{AccountPerSecond: 10, AccountPerDay: 1000}
+		r := newQuotaRig(t, cfg)
+		require.NoError(t, r.take("default", "a", 10))
+		r.clock = r.clock.Add(jump)
+		r.restart(cfg)
+		require.NoError(t, r.take("default", "a", 20), jump)
+		require.ErrorIs(t, r.take("default", "a", 1), ErrRate, jump)
+		r.clock = r.clock.Add(time.Minute)
+		require.ErrorIs(t, r.take("default", "a", 1000-19), ErrQuota, jump)
+	}
+}
+
 func TestQuotaGivesBackWhatWasNotStored(t *testing.T) {
 	t.Parallel()
 	r := newQuotaRig(t, QuotaConfig{AccountPerDay: 10, CredentialPerDay: 10})

@@ -14,7 +14,13 @@ import (
 // TestThreatRowsHaveTheirTests: each row of the table in docs/security.md names tests that exist, and none is missing.
 func TestThreatRowsHaveTheirTests(t *testing.T) {
 	t.Parallel()
-	requireTests(t, "security.md", map[string]int{"A": 16, "B": 10})
+	requireTests(t, "security.md", map[string]int{"A": 16, "B": 10, "D": 13})
+}
+
+// TestDeliverabilityRowsHaveTheirTests: so does each row in docs/deliverability.md.
+func TestDeliverabilityRowsHaveTheirTests(t *testing.T) {
+	t.Parallel()
+	requireTests(t, "deliverability.md", map[string]int{"T": 10})
 }
 
 // TestComplaintsHaveTheirTests: so does each row in docs/complaints.md.
@@ -41,18 +47,18 @@ func requireTests(t *testing.T, name string, last map[string]int) {
 	}
 	page, err := os.ReadFile(filepath.Join(top, "docs", name))
 	require.NoError(t, err)
-	row, quoted := regexp.MustCompile(`^\| ([A-Z]\d+) \|`), regexp.MustCompile("`(Test\\w+)`")
+	row, quoted := regexp.MustCompile(`^\| ([A-Z])0?(\d+) \|`), regexp.MustCompile("`(Test\\w+)`")
 	rows := map[string]bool{}
 	for line := range strings.SplitSeq(string(page), "\n") {
 		m := row.FindStringSubmatch(line)
 		if m == nil {
 			continue
 		}
-		rows[m[1]] = true
+		rows[m[1]+m[2]] = true
 		named := quoted.FindAllStringSubmatch(line, -1)
 		require.NotEmpty(t, named, line)
 		for _, n := range named {
-			require.True(t, tests[n[1]], "%s: there is no test %s", m[1], n[1])
+			require.True(t, tests[n[1]], "%s%s: there is no test %s", m[1], m[2], n[1])
 		}
 	}
 	for letter, n := range last {

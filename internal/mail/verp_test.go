@@ -47,6 +47,22 @@ func TestReturnPathsComeBack(t *testing.T) {
 	require.Equal(t, id, got)
 }
 
+// TestG10_ReturnPathsTolerateAClockThatIsOff: one that was set back by an hour, or runs ten days ahead.
+func TestG10_ReturnPathsTolerateAClockThatIsOff(t *testing.T) {
+	t.Parallel()
+	v := openVERP(t)
+	id := EnvelopeID{NewQueueID(issued), 7}
+	for hour := range 24 {
+		at := issued.Truncate(verpDay).Add(time.Duration(hour) * time.Hour)
+		local := v.Path(id, at, "x.example").Local
+		for _, off := range []time.Duration{-time.Hour, -24 * time.Hour, 240 * time.Hour} {
+			got, err := v.Open(local, at.Add(off))
+			require.NoError(t, err, "%s after %s", off, at)
+			require.Equal(t, id, got)
+		}
+	}
+}
+
 func TestReturnPathsThatWeDidNotIssue(t *testing.T) {
 	t.Parallel()
 	v := openVERP(t)
