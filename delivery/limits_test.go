@@ -358,7 +358,9 @@ func TestGovernor(t *testing.T) {
 	now = now.Add(delay + time.Minute)
 	g.throttled(now, &pause{cause: causeThrottled, rate: true}, 10*time.Minute, time.Hour)
 	require.InDelta(t, pace/2, g.pace, 0.001, "a complaint that comes soon halves it")
-	require.True(t, g.sent(now, 1, 1))
+	require.False(t, g.sent(now, 1, 1), "under way when the pause began")
+	require.Equal(t, 1, g.window)
+	require.True(t, g.sent(g.resume, 1, 1))
 	require.Zero(t, g.failures)
 }
 

@@ -117,7 +117,7 @@ func TestReloadKeepsWhatWasLearned(t *testing.T) {
 			require.Equal(t, statePaused, after.State)
 			require.Equal(t, before.Resume, after.Resume)
 			require.InDelta(t, before.Pace, after.Pace, 1e-9)
-			require.Equal(t, 3, after.Window, "narrowed, and not widened by the wider ceiling")
+			require.Equal(t, 1, after.Window, "as the complaint left it, whatever the ceiling")
 		}
 		require.Len(t, mx.Mails(), sent)
 		<-time.After(5 * time.Hour)
