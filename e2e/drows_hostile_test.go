@@ -113,7 +113,7 @@ func TestD9_HostileRepliesCostLittleAndAreDeferred(t *testing.T) { // not parall
 	r := newRelay(t, options{mxPort: port, suspend: "10m", level: "info", retry: "attempts = 2\nfirst_delay = \"10m\"\nmultiplier = 1.0\nmax_age = \"1h\"", deliv: "connect_tries = 1"})
 	r.mx("healthy.example")
 	r.domain("shop.example")
-	r.until(r.post("ann@healthy.example"), "delivered")
+	r.until(r.handIn("ann@healthy.example"), "delivered")
 	r.resetPeak()
 	before, _ := r.cost()
 	ids, n := map[string]string{}, 0
@@ -123,7 +123,7 @@ func TestD9_HostileRepliesCostLittleAndAreDeferred(t *testing.T) { // not parall
 			ip, domain := fmt.Sprintf("127.0.1.%d", n), name+"."+strings.ToLower(verb)+".example"
 			hostile(t, ip, port, verb, evil)
 			r.point(domain, ip)
-			ids[domain] = r.post("ann@" + domain)
+			ids[domain] = r.handIn("ann@" + domain)
 		}
 	}
 	for domain, id := range ids {
@@ -135,7 +135,7 @@ func TestD9_HostileRepliesCostLittleAndAreDeferred(t *testing.T) { // not parall
 		}
 	}
 	require.Equal(t, r.stats().Deferred, len(ways)*6)
-	r.until(r.post("bob@healthy.example"), "delivered")
+	r.until(r.handIn("bob@healthy.example"), "delivered")
 	require.Len(t, healthy.Mails(), 2)
 	peak, _ := r.cost()
 	require.Less(t, peak-before, int64(64<<20), "octets of resident memory")
@@ -176,7 +176,7 @@ func TestD9_RemoteTextIsCutAndCleaned(t *testing.T) {
 	r.mx("dest.example", "shop.example")
 	l := r.domain("shop.example")
 	r.submit(l, "news@shop.example", []string{"never@dest.example"}, plain("news@shop.example", "never@dest.example", "x"))
-	later := r.post("later@dest.example")
+	later := r.handIn("later@dest.example")
 	e := r.until(later, "deferred")
 	require.Contains(t, e.LastReply.Text, "red")
 	require.Greater(t, len(e.LastReply.Text), 500, "cut, not dropped")
@@ -287,7 +287,7 @@ func TestD13_LoopsEnd(t *testing.T) {
 		r.domain("shop.example")
 		sessions := fmt.Sprintf(`relayd_smtpd_sessions_total{kind="inbound",listener="inbound-%d"}`, port)
 		for i, domain := range []string{"name.example", "other.example"} {
-			e := r.until(r.post("ann@"+domain), "bounced")
+			e := r.until(r.handIn("ann@"+domain), "bounced")
 			require.Equal(t, "5.4.6", e.LastReply.Status.String())
 			require.Equal(t, "mail_loop", e.Reason)
 			require.Zero(t, e.Attempts)

@@ -70,7 +70,7 @@ func TestD7_GreylistingAndOutagesAreOutwaited(t *testing.T) {
 		r.domain("shop.example")
 		var ids []string
 		for i := range 4 {
-			ids = append(ids, r.post(fmt.Sprintf("ann%d@grey.example", i)))
+			ids = append(ids, r.handIn(fmt.Sprintf("ann%d@grey.example", i)))
 		}
 		for _, id := range ids {
 			require.GreaterOrEqual(t, r.until(id, "delivered").Attempts, 3)
@@ -89,7 +89,7 @@ func TestD7_GreylistingAndOutagesAreOutwaited(t *testing.T) {
 		})
 		r.mx("dest.example")
 		r.domain("shop.example")
-		id := r.post("ann@dest.example")
+		id := r.handIn("ann@dest.example")
 		wait(t, "three failures", 20*time.Second, func() bool { return len(r.records("site.suspended")) >= 3 })
 		mx := (&testutil.MX{Port: port, Rule: func(s testutil.Step) testutil.Act {
 			if s.Verb == "CONNECT" && s.Seen == 0 { // up, and not yet well
@@ -106,7 +106,7 @@ func TestD7_GreylistingAndOutagesAreOutwaited(t *testing.T) {
 		r := newRelay(t, options{mxPort: mx.PortNumber(), retry: "attempts = 2\nfirst_delay = \"100ms\"\nmultiplier = 1.0\nmax_age = \"5m\""})
 		r.mx("dest.example")
 		r.domain("shop.example")
-		e := r.until(r.post("ann@dest.example"), "expired")
+		e := r.until(r.handIn("ann@dest.example"), "expired")
 		require.Equal(t, "attempts_exhausted", e.Reason)
 		require.Equal(t, 2, e.Attempts)
 		page, err := os.ReadFile("../docs/configuration.md")
@@ -156,7 +156,7 @@ func TestD8_TLSIsTakenWhereItIsAndNeverGivenUpWhereItMustBe(t *testing.T) {
 		"foreign.require", "valid.verify", "foreign.verify", "none.require", "none.verify", "garbage.require", "garbage.verify",
 		"refused.require", "refused.verify", "old.require", "old.verify",
 	} {
-		ids[to] = r.post("ann@" + to + ".example")
+		ids[to] = r.handIn("ann@" + to + ".example")
 	}
 
 	// Required and not to be had: the mail waits, and the host has seen no MAIL.
@@ -184,20 +184,20 @@ func TestD8_TLSIsTakenWhereItIsAndNeverGivenUpWhereItMustBe(t *testing.T) {
 
 	// Opportunistic: a bad certificate is better than none, and none better than no mail.
 	for name, want := range map[string]string{"foreign": "TLS1.3", "garbage": "", "refused": "", "old": "", "none": ""} {
-		require.Equal(t, want, r.until(r.post("bob@"+name+".example"), "delivered").TLS, name)
+		require.Equal(t, want, r.until(r.handIn("bob@"+name+".example"), "delivered").TLS, name)
 	}
 	for name, reason := range map[string]string{"garbage": "handshake", "refused": "refused", "old": "handshake"} {
 		r.record("session.downgraded", "mx", "mx."+name+".example[", "reason", reason)
 	}
 	require.InDelta(t, 3, r.metric("relayd_delivery_broken_tls_total"), 0)
 	asked := said(hosts["old"], "STARTTLS")
-	r.until(r.post("carl@old.example"), "delivered")
+	r.until(r.handIn("carl@old.example"), "delivered")
 	require.LessOrEqual(t, said(hosts["old"], "STARTTLS")-asked, 2, "broken TLS is remembered: only those who require it ask again")
 
 	// Stripped on a host that had it.
-	require.NotEmpty(t, r.until(r.post("ann@known.example"), "delivered").TLS)
+	require.NotEmpty(t, r.until(r.handIn("ann@known.example"), "delivered").TLS)
 	hosts["known"].StripTLS(true)
-	require.Empty(t, r.until(r.post("bob@known.example"), "delivered").TLS)
+	require.Empty(t, r.until(r.handIn("bob@known.example"), "delivered").TLS)
 	require.Equal(t, "WARN", r.record("session.downgraded", "mx", "mx.known.example[", "reason", "not_offered")["level"])
 
 	// What waits for TLS goes when there is some.
@@ -243,7 +243,7 @@ func TestD10_LostFinalRepliesArePossibleDuplicates(t *testing.T) {
 				r := newRelay(t, options{mxPort: mx.PortNumber(), deliv: fmt.Sprintf("chunking = %v", chunking)})
 				r.mx("dest.example")
 				r.domain("shop.example")
-				id := r.post("ann@dest.example")
+				id := r.handIn("ann@dest.example")
 				e := r.until(id, "delivered")
 				require.Equal(t, 2, e.Attempts, "deferred, and tried again")
 				mails := mx.Wait(t, 2) // the MX had taken the first one
@@ -263,7 +263,7 @@ func TestD10_LostFinalRepliesArePossibleDuplicates(t *testing.T) {
 		r := newRelay(t, options{mxPort: mx.PortNumber(), retry: "attempts = 1\nfirst_delay = \"1s\"\nmultiplier = 1.0\nmax_age = \"5m\""})
 		r.mx("dest.example")
 		r.domain("shop.example")
-		e := r.until(r.post("ann@dest.example"), "expired")
+		e := r.until(r.handIn("ann@dest.example"), "expired")
 		require.Contains(t, e.LastReply.Text, "may have been delivered", "the sender is told")
 		require.InDelta(t, 1, r.metric("relayd_delivery_in_doubt_total"), 0)
 	})
@@ -300,7 +300,7 @@ func TestD11_SmarthostGetsThePasswordUnderVerifiedTLSOnly(t *testing.T) {
 	r.domain("shop.example")
 	ids := map[string]string{}
 	for name := range ups {
-		ids[name] = r.post("ann@" + name + ".example")
+		ids[name] = r.handIn("ann@" + name + ".example")
 	}
 	for name, mx := range ups {
 		if name == "good" {
@@ -320,7 +320,7 @@ func TestD11_SmarthostGetsThePasswordUnderVerifiedTLSOnly(t *testing.T) {
 	require.Equal(t, "paused", page.Data[0].State)
 	require.Equal(t, "auth", page.Data[0].Cause)
 	require.Equal(t, 535, page.Data[0].LastReply.Code)
-	second := r.post("bob@good.example")
+	second := r.handIn("bob@good.example")
 	st := r.stats()
 	require.Equal(t, len(ups)+1, st.Queued)
 	require.Zero(t, st.Outcomes["bounced"]+st.Outcomes["failed"]+st.Outcomes["expired"], "%v", st.Outcomes)

@@ -18,8 +18,8 @@ import (
 
 // What the tests of the rows of the threat model and of the deliverability list share.
 
-// post hands one message in over HTTP, from news@shop.example, and returns its queue ID.
-func (r *relay) post(to ...string) string {
+// handIn hands one message in over HTTP, from news@shop.example, and returns its queue ID.
+func (r *relay) handIn(to ...string) string {
 	r.t.Helper()
 	c := r.client()
 	defer c.Close()
