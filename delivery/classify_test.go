@@ -3,6 +3,7 @@ package delivery
 import (
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -63,6 +64,47 @@ func TestClassify(t *testing.T) {
 		{"535 5.7.8 bad credentials", "auth_required", ActionSuspend, BlameUs, false},
 		{"501 5.5.4 syntax", "protocol", ActionBounce, BlameUs, false},
 		{"550 수신자가 존재하지 않습니다", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		// Other languages, and what providers say in their own way: as their help pages, and collections of replies, have it.
+		{"421 HL:IFC 163 smtp9,Dc0,1 192.0.2.1 1700000000", "rate", ActionSuspend, BlameSource, false},
+		{"421 HL:REP 163 smtp9", "rate", ActionSuspend, BlameSource, false},
+		{"450 MI:DMC 163 smtp9", "rate", ActionSuspend, BlameSource, false},
+		{"451 DT:SPM 163 smtp9, please try again", "spam", ActionRetry, BlameContent, false},
+		{"554 DT:SPM 163 smtp9", "spam", ActionBounce, BlameContent, false},
+		{"450 DT:RBL 163 smtp9", "blocked_source", ActionRetry, BlameSource, false},
+		{"450 WM:BLI 163 smtp9", "blocked_source", ActionRetry, BlameSource, false},
+		{"550 User not found: ann@163.example", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 Mailbox not found. http://service.mail.qq.example/cgi-bin/help?subtype=1&&id=20022&&no=1000728", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 Mailbox unavailable or access denied", "mailbox_refuses", ActionBounce, BlameRecipient, false},
+		{"550 Domain frequency limited", "rate", ActionBounce, BlameSource, false},
+		{"550 Suspected spam ip", "blocked_source", ActionBounce, BlameSource, false},
+		{"550 Mail content denied", "spam", ActionBounce, BlameContent, false},
+		{"550 Mail is rejected by recipients", "mailbox_refuses", ActionBounce, BlameRecipient, false},
+		{"550 x is a deactivated mailbox", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"550 该用户不存在", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 收件人空间不足", "mailbox_full", ActionBounce, BlameRecipient, false},
+		{"421 4.3.2 Your IP(192.0.2.1) is filtered and this connection will be closed. You must register your IP to http://realip.naver.example", "blocked_source", ActionSuspend, BlameSource, false},
+		{"421 4.3.1 You send too many messages.", "rate", ActionSuspend, BlameSource, false},
+		{"421 4.4.5 CCRT 192.0.2.1: Connection refused. Server is busy(RT)", "busy", ActionSuspend, BlameDestination, false},
+		{"550 5.1.1 RUSR 192.0.2.1: No such user: <ann@hanmail.example>", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 5.1.1 Inactive mbox", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"550 5.1.1 Suspended user", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"550 You are registered as spammer (by user's reject list)", "mailbox_refuses", ActionBounce, BlameRecipient, false},
+		{"554 5.7.1 DAS51 192.0.2.1: Your mail is blocked automatically by anti-spam system. (E06)", "spam", ActionBounce, BlameContent, false},
+		{"550 5.7.1 your access was denied. Since you sent too many e-mails,you are not allowed to send more e-mails within 24 hours", "rate", ActionBounce, BlameSource, false},
+		{"550 5.1.1 hhtzumeItI371 Adresse d au moins un destinataire invalide. Invalid recipient. OFR_416 [416]", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"552 5.1.1 Boite du destinataire pleine. Recipient overquota. OFR_417 [417]", "mailbox_full", ActionBounce, BlameRecipient, false},
+		{"550 svxsoAJqydXC2 Adresse IP source bloquee pour incident de spam. Client host blocked for spamming issues. OFR006_101", "blocked_source", ActionBounce, BlameSource, false},
+		{"550 Destinataire inconnu ou boite aux lettres desactivee", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help or to contact tobr@rx.t-online.example for reset. (NOWL)", "blocked_source", ActionBounce, BlameSource, false},
+		{"550 Unbekannter Empfänger", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 Adressat unbekannt oder Mailbox deaktiviert", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"552 Benutzer hat zuviele Mails auf dem Server", "mailbox_full", ActionBounce, BlameRecipient, false},
+		{"550 Destinatario sconosciuto o mailbox disatttivata", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"550 Indirizzo inesistente", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 Esta casilla ha expirado por falta de uso", "mailbox_disabled", ActionBounce, BlameRecipient, false},
+		{"550 Nie ma takiego konta", "mailbox_unknown", ActionBounce, BlameRecipient, true},
+		{"550 Wiadomosc zostala odrzucona przez system antyspamowy", "spam", ActionBounce, BlameContent, false},
+		{"552 too much mail data", "mailbox_full", ActionBounce, BlameRecipient, false},
 		{"599 ?", "unknown", ActionBounce, BlameNone, false},
 		{"451 ?", "unknown", ActionRetry, BlameNone, false},
 	}
@@ -70,7 +112,7 @@ func TestClassify(t *testing.T) {
 		r, err := ParseReply(tt.reply)
 		require.NoError(t, err)
 		v := Classify(r, PhaseRcpt)
-		require.Equal(t, Verdict{tt.class, tt.action == ActionBounce, tt.blame, tt.action, tt.suppress}, v, tt.reply)
+		assert.Equal(t, Verdict{tt.class, tt.action == ActionBounce, tt.blame, tt.action, tt.suppress}, v, tt.reply)
 	}
 }
 
