@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -102,7 +103,7 @@ func (a *app) readJSONFile(file string, v any) error {
 		defer f.Close()
 		r = f
 	}
-	d := json.NewDecoder(r)
+	d := json.NewDecoder(io.LimitReader(r, maxCampaignFile))
 	d.DisallowUnknownFields()
 	d.UseNumber()
 	if err := d.Decode(v); err != nil {

@@ -271,12 +271,8 @@ func (s *Store) CommitImport(ctx context.Context, account, ref string, n int) (i
 		if info.Chunks != n {
 			return invalid("/chunks", "%d chunks were received", info.Chunks)
 		}
-		i.State, i.Finished = ImportCompleted, s.now()
-		info.State, info.Finished = i.State, i.Finished
-		if err := i.put(tx); err != nil {
-			return err
-		}
-		return s.tell(tx, info)
+		info, err = s.end(tx, i, ImportCompleted, "")
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("commit import: %w", err)
@@ -293,6 +289,19 @@ func missingChunks(tx kv.Tx, id ID, n int) string {
 		}
 	}
 	return strings.Join(missing, ", ")
+}
+
+// end writes down that an import has ended, and how.
+func (s *Store) end(tx kv.Tx, i *Import, state, reason string) (*ImportInfo, error) {
+	i.State, i.Reason, i.Finished = state, reason, s.now()
+	if err := i.put(tx); err != nil {
+		return nil, err
+	}
+	info, err := progress(tx, i)
+	if err != nil {
+		return nil, err
+	}
+	return info, s.tell(tx, info)
 }
 
 // tell appends the event of an import that has ended.
@@ -323,12 +332,8 @@ func (s *Store) DeleteImport(ctx context.Context, account, ref string) (info *Im
 		if removed = i.State != ImportOpen && i.State != ImportRunning; removed {
 			return forget(tx, i)
 		}
-		i.State, i.Finished = ImportCancelled, s.now()
-		info.State, info.Finished = i.State, i.Finished
-		if err := i.put(tx); err != nil {
-			return err
-		}
-		return s.tell(tx, info)
+		info, err = s.end(tx, i, ImportCancelled, "")
+		return err
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("delete import: %w", err)
@@ -432,15 +437,7 @@ func (s *Store) recoverImports(ctx context.Context) error {
 			return fmt.Errorf("read imports: %w", err)
 		}
 		for _, i := range cut {
-			i.State, i.Reason, i.Finished = ImportFailed, reasonCrash, s.now()
-			info, err := progress(tx, i)
-			if err == nil {
-				err = i.put(tx)
-			}
-			if err == nil {
-				err = s.tell(tx, info)
-			}
-			if err != nil {
+			if _, err := s.end(tx, i, ImportFailed, reasonCrash); err != nil {
 				return err
 			}
 		}
