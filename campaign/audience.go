@@ -138,9 +138,13 @@ func (s *Service) takeOver(ctx context.Context, r *record) error {
 		} else if err != nil {
 			return fmt.Errorf("read audience: %w", err)
 		}
-		batch, err := recipientsOf(page)
-		if err != nil {
-			return err
+		batch := make([]recipient, 0, len(page))
+		for i := range page {
+			rec, err := recipientOf(&page[i])
+			if err != nil {
+				return err
+			}
+			batch = append(batch, rec)
 		}
 		sum, err := putRecipients(tx, r.ID, batch)
 		if err != nil {
@@ -156,18 +160,6 @@ func (s *Service) takeOver(ctx context.Context, r *record) error {
 		return fmt.Errorf("take audience over: %w", err)
 	}
 	return nil
-}
-
-func recipientsOf(page []contacts.Recipient) ([]recipient, error) {
-	batch := make([]recipient, 0, len(page))
-	for i := range page {
-		rec, err := recipientOf(&page[i])
-		if err != nil {
-			return nil, err
-		}
-		batch = append(batch, rec)
-	}
-	return batch, nil
 }
 
 // recipientOf makes a recipient of a contacts. Its language and time zone become attributes where it has none of that name.
@@ -193,8 +185,8 @@ func find(list []attribute, name string) (attribute, bool) {
 	return attribute{}, false
 }
 
-// contactAt returns the contact of a mailbox, nil where there is none.
-func (s *Service) contactAt(ctx context.Context, account string, to mail.Path) (*contacts.Found, error) {
+// attributesFor returns what contacts know of a mailbox, nothing where there is none.
+func (s *Service) attributesFor(ctx context.Context, account string, to mail.Path) ([]attribute, error) {
 	if s.contacts == nil {
 		return nil, nil
 	}
@@ -204,15 +196,6 @@ func (s *Service) contactAt(ctx context.Context, account string, to mail.Path) (
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find contact: %w", err)
-	}
-	return f, nil
-}
-
-// attributesFor returns what contacts know of a mailbox, nothing where there is none.
-func (s *Service) attributesFor(ctx context.Context, account string, to mail.Path) ([]attribute, error) {
-	f, err := s.contactAt(ctx, account, to)
-	if f == nil {
-		return nil, err
 	}
 	rec, err := recipientOf(&contacts.Recipient{
 		ID: f.ID, To: f.To, Locale: f.Locale, Timezone: f.Timezone, Data: string(contacts.AppendAttributes(nil, f.Attributes)),

@@ -123,9 +123,15 @@ func (s *Service) requestOf(ctx context.Context, b *intake.Broadcast) (*api.Crea
 
 // mergeData is what contacts know of a mailbox.
 func (s *Service) mergeData(ctx context.Context, account string, to mail.Path) (map[string]any, error) {
-	f, err := s.contactAt(ctx, account, to)
-	if f == nil {
-		return nil, err
+	if s.contacts == nil {
+		return nil, nil
+	}
+	f, err := s.contacts.Get(ctx, account, "email:"+to.String())
+	if errors.Is(err, contacts.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find contact: %w", err)
 	}
 	return mergeDataOf(f)
 }

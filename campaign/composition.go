@@ -3,8 +3,8 @@ package campaign
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
+	"sort"
 	"strings"
 	"sync/atomic"
 	"unicode/utf8"
@@ -184,11 +184,18 @@ func isStream(s string) bool {
 // parseAddress takes the addresses that campaigns go to and come from: with a dot in the domain, and such that every
 // host takes them.
 func parseAddress(s string) (mail.Path, error) {
-	p, err := contacts.ParseAddress(s)
-	if err == nil && p.NeedsUTF8() {
-		err = fmt.Errorf("%w: the local part needs SMTPUTF8, which many hosts do not have", mail.ErrBadPath)
+	p, err := mail.ParsePath(strings.TrimSpace(s))
+	switch {
+	case err != nil:
+		return p, err
+	case strings.HasPrefix(p.Domain, "["):
+		return p, fmt.Errorf("%w: address literal in place of a domain", mail.ErrBadPath)
+	case !strings.Contains(p.Domain, "."):
+		return p, fmt.Errorf("%w: domain has no dot", mail.ErrBadPath)
+	case p.NeedsUTF8():
+		return p, fmt.Errorf("%w: the local part needs SMTPUTF8, which many hosts do not have", mail.ErrBadPath)
 	}
-	return p, err
+	return p, nil
 }
 
 // data checks the campaign's merge data.
@@ -278,8 +285,11 @@ func checkNested(x any, depth int, size *int) bool {
 }
 
 func sortedKeys[V any](m map[string]V) []string {
-	keys := slices.AppendSeq(make([]string, 0, len(m)), maps.Keys(m)) // never nil: some are answers of the API
-	slices.Sort(keys)
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
 	return keys
 }
 

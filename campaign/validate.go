@@ -141,9 +141,13 @@ func (v *validation) members(ctx context.Context) error {
 				return err
 			}
 			after, done = next, end
-			batch, err := recipientsOf(page)
-			if err != nil {
-				return err
+			batch := make([]recipient, 0, len(page))
+			for i := range page {
+				rec, err := recipientOf(&page[i])
+				if err != nil {
+					return err
+				}
+				batch = append(batch, rec)
 			}
 			return v.look(tx, batch)
 		})

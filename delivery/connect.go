@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"relayd/internal/mail"
+	"relayd/internal/resolver"
 	"relayd/spool"
 )
 
@@ -55,8 +56,11 @@ func (a *Attempt) connect(ctx context.Context, rep *Report, envs []*spool.Envelo
 	}
 	if p.reply.IsZero() {
 		p.reply = mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 1}, Text: "No host answered: " + publicError(err)}
-		if f.kind == faultTLS { // RFC 3463 section 3.8: X.7.5 is about the cryptography
+		switch {
+		case f.kind == faultTLS: // RFC 3463 section 3.8: X.7.5 is about the cryptography
 			p.reply.Status, p.reply.Text = mail.Status{Class: 4, Subject: 7, Detail: 5}, "No host offered the TLS that is required"
+		case errors.Is(err, resolver.ErrTemporary): // section 3.5: X.4.3 is about name servers
+			p.reply.Status.Detail, p.reply.Text = 3, "Name servers of the hosts could not be asked"
 		}
 	}
 	rep.again, rep.suspend = envs, p
@@ -180,9 +184,6 @@ func publicError(err error) string {
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return mail.CleanText(op.Err.Error(), 100)
-	}
-	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		return "name server failure"
 	}
 	return "connection trouble"
 }

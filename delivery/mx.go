@@ -159,7 +159,14 @@ func isPrivate(a netip.Addr) bool {
 			b[0] == 192 && b[1] == 0 && b[2] == 0 || b[0] == 198 && b[1]&0xfe == 18
 	}
 	b := a.As16()
-	if b[0] == 0 && b[1] == 0x64 && b[2] == 0xff && b[3] == 0x9b { // NAT64, RFC 6052: judge what is inside
+	switch {
+	case b[0] == 0xfe && b[1]&0xc0 == 0xc0: // site-local, RFC 3879
+		return true
+	case [12]byte(b[:12]) == [12]byte{}: // IPv4-compatible, RFC 4291 section 2.5.5.1
+		return true
+	case [6]byte(b[:6]) == [6]byte{0, 0x64, 0xff, 0x9b, 0, 1}: // NAT64 of a network's own, RFC 8215
+		return true
+	case [4]byte(b[:4]) == [4]byte{0, 0x64, 0xff, 0x9b}: // NAT64, RFC 6052: judge what is inside
 		return isPrivate(netip.AddrFrom4([4]byte(b[12:16])))
 	}
 	return b[0] == 0x20 && b[1] == 0x02 && isPrivate(netip.AddrFrom4([4]byte(b[2:6]))) // 6to4

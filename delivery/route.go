@@ -217,11 +217,13 @@ func (r *router) follow(ctx context.Context, t *routeTable, name, domain string)
 // direct builds the route over MX hosts. When we are one of them only those before us may be tried, or the mail would
 // come back (RFC 5321 section 5.1).
 func (t *routeTable) direct(mxs []resolver.MX, hostname string) *route {
-	hosts := make([]host, 0, min(len(mxs), maxHosts))
-	for _, mx := range mxs[:min(len(mxs), maxHosts)] {
+	hosts := make([]host, 0, len(mxs))
+	for _, mx := range mxs {
 		hosts = append(hosts, host{name: strings.TrimSuffix(strings.ToLower(mx.Host), "."), pref: mx.Pref})
 	}
-	slices.SortStableFunc(hosts, func(a, b host) int { return cmp.Compare(a.pref, b.pref) })
+	// Equals come in another order each time: of more hosts than are considered the same ones must be, or each look-up would
+	// find another site, which nothing is known of.
+	slices.SortFunc(hosts, func(a, b host) int { return cmp.Or(cmp.Compare(a.pref, b.pref), cmp.Compare(a.name, b.name)) })
 	if i := slices.IndexFunc(hosts, func(h host) bool { return h.name == hostname }); i >= 0 {
 		own := hosts[i].pref
 		hosts = slices.DeleteFunc(hosts, func(h host) bool { return h.pref >= own })
@@ -229,6 +231,7 @@ func (t *routeTable) direct(mxs []resolver.MX, hostname string) *route {
 	if len(hosts) == 0 {
 		return loops()
 	}
+	hosts = hosts[:min(len(hosts), maxHosts)]
 	key := siteKey(hosts)
 	return &route{key: key, name: siteName(key), hosts: hosts, port: t.port}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,6 +33,12 @@ func TestHostsAreBounded(t *testing.T) {
 		mxs = append(mxs, resolver.MX{Host: fmt.Sprintf("h%d.x", i), Pref: uint16(i)})
 	}
 	require.Len(t, (&routeTable{}).direct(mxs, "relay.test").hosts, maxHosts)
+	for i := range mxs {
+		mxs[i].Pref = 10
+	}
+	one := (&routeTable{}).direct(mxs, "relay.test")
+	slices.Reverse(mxs)
+	require.Equal(t, one, (&routeTable{}).direct(mxs, "relay.test"), "equals come in any order, and the site is one")
 }
 
 func TestRoutesOfASmarthost(t *testing.T) {
@@ -54,7 +61,7 @@ func TestPrivateAddresses(t *testing.T) {
 	for _, a := range []string{
 		"127.0.0.1", "127.8.8.8", "10.1.2.3", "192.168.1.1", "172.16.0.1", "169.254.1.1", "0.0.0.0", "0.1.2.3", "100.64.0.1", "224.0.0.1",
 		"255.255.255.255", "198.18.0.1", "240.0.0.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-		"64:ff9b::127.0.0.1", "2002:7f00:1::",
+		"64:ff9b::127.0.0.1", "64:ff9b:1::8.8.8.8", "2002:7f00:1::", "::127.0.0.1", "::8.8.8.8", "fec0::1", "feff::1",
 	} {
 		require.True(t, isPrivate(netip.MustParseAddr(a)), a)
 	}

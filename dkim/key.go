@@ -97,7 +97,7 @@ func generate(domain, selector string, alg Algorithm) (*Key, error) {
 func (k *Key) RecordName() string { return k.Selector + "._domainkey." + k.Domain }
 
 // RecordValue returns the TXT value of the public key (RFC 6376 section 3.6.1, RFC 8463 section 4.2) as one string. That
-// of an RSA key is longer than the 255 octets that one character-string of a zone file holds.
+// of an RSA key is longer than the 255 octets that one character-string holds: SplitTXT cuts it for a zone file.
 func (k *Key) RecordValue() string {
 	switch pub := k.signer.Public().(type) {
 	case *rsa.PublicKey:
@@ -110,6 +110,21 @@ func (k *Key) RecordValue() string {
 		return "v=DKIM1; k=ed25519; p=" + base64.StdEncoding.EncodeToString(pub)
 	}
 	return ""
+}
+
+// SplitTXT cuts a TXT value into character-strings of at most 255 octets (RFC 1035 section 3.3) and quotes them as they
+// stand in a zone file.
+func SplitTXT(value string) string {
+	var b strings.Builder
+	for {
+		part := value[:min(len(value), 255)]
+		value = value[len(part):]
+		b.WriteString(`"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(part) + `"`)
+		if value == "" {
+			return b.String()
+		}
+		b.WriteByte(' ')
+	}
 }
 
 // signatureAlgorithm is the a= tag.

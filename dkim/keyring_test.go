@@ -260,6 +260,13 @@ func TestKeysMayBeReadWhileTheyChange(t *testing.T) {
 	wg.Wait()
 }
 
+func TestSplitTXT(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, `"v=DKIM1"`, SplitTXT("v=DKIM1"))
+	require.Equal(t, `""`, SplitTXT(""))
+	require.Equal(t, `"`+strings.Repeat("a", 255)+`" "b\"\\"`, SplitTXT(strings.Repeat("a", 255)+`b"\`))
+}
+
 // stored is what is to be the same of keys that were made and of those that were read: how crypto/rsa holds a private key in
 // memory differs now and then by a leading zero.
 func stored(t *testing.T, keys []*Key) []Key {

@@ -135,9 +135,11 @@ type options struct {
 	suspend string // its suspend_first; suspend_max is five times as long
 	host    string // relay.example
 	env     []string
-	domains []string // with an MX before relayd starts
-	data    string   // data directory, if not one of its own
-	wrap    []string // in front of the daemon's command line; it must exec
+	domains []string                   // with an MX before relayd starts
+	data    string                     // data directory, if not one of its own
+	wrap    []string                   // in front of the daemon's command line; it must exec
+	dns     func(server string) string // body of [dns], told the address of the relay's DNS server; nil: that one is asked
+	public  bool                       // MX hosts on loopback and private addresses are refused, as outside of tests
 }
 
 // newRelay writes a configuration and starts relayd.
@@ -156,6 +158,9 @@ func newRelay(t *testing.T, o options) *relay {
 	t.Cleanup(func() { _ = r.dns.Close() })
 	r.mx(o.domains...)
 	r.ca = r.certificate()
+	if o.dns == nil {
+		o.dns = func(server string) string { return fmt.Sprintf("servers = [%q]", server) }
+	}
 	if o.retry == "" {
 		o.retry = "attempts = 3\nfirst_delay = \"300ms\"\nmultiplier = 2.0\nmax_age = \"5m\""
 	}
@@ -185,18 +190,18 @@ key_file = %q
 address = "127.0.0.1:%d"
 public_url = "http://127.0.0.1:%d"
 [dns]
-servers = [%q]
+%s
 [delivery]
 mx_port = %d
-allow_private_mx = true
+allow_private_mx = %t
 suspend_first = "%s"
 suspend_max = "%s"
 %s
 [delivery.retry]
 %s
 %s
-`, cmp.Or(o.host, "relay.example"), r.data, cmp.Or(o.level, "debug"), r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, r.dns.Addr,
-		o.mxPort, first, 5*first, o.deliv, o.retry, o.extra)
+`, cmp.Or(o.host, "relay.example"), r.data, cmp.Or(o.level, "debug"), r.submission, r.implicit, r.plain, r.ca, r.ca, r.http, r.http, o.dns(r.dns.Addr),
+		o.mxPort, !o.public, first, 5*first, o.deliv, o.retry, o.extra)
 	require.NoError(t, os.WriteFile(filepath.Join(r.dir, "relayd.toml"), []byte(r.conf), 0o600))
 	r.start()
 	t.Cleanup(func() {

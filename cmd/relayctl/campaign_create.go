@@ -50,7 +50,7 @@ win. Recipients may stand in the JSON file or come from a CSV or JSON lines file
 			flags := in // what flags have set
 			in = api.CreateCampaign{}
 			if len(args) == 1 {
-				if err := a.readJSONFile(args[0], &in); err != nil {
+				if err := a.readCampaign(args[0], &in); err != nil {
 					return err
 				}
 			}
@@ -84,6 +84,28 @@ win. Recipients may stand in the JSON file or come from a CSV or JSON lines file
 	fl.StringVar(&f.segment, "segment", "", "only those of --list who meet this condition, as `JSON`")
 	fl.StringArrayVar(&f.audience.ExcludeLists, "exclude-list", nil, "not to the members of this `list`, repeatable")
 	return c
+}
+
+func (a *app) readCampaign(file string, in *api.CreateCampaign) error {
+	r := a.in
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		r = f
+	}
+	d := json.NewDecoder(io.LimitReader(r, maxCampaignFile))
+	d.DisallowUnknownFields()
+	d.UseNumber()
+	if err := d.Decode(in); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if d.More() {
+		return fmt.Errorf("%s: more than one JSON value", file)
+	}
+	return nil
 }
 
 // apply puts what flags say over what the file says.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -103,7 +102,7 @@ func (a *app) readJSONFile(file string, v any) error {
 		defer f.Close()
 		r = f
 	}
-	d := json.NewDecoder(io.LimitReader(r, maxCampaignFile))
+	d := json.NewDecoder(r)
 	d.DisallowUnknownFields()
 	d.UseNumber()
 	if err := d.Decode(v); err != nil {

@@ -100,8 +100,8 @@ func (c *Client) Upload(ctx context.Context, path string, query url.Values, cont
 }
 
 // Download streams the answer to w and returns the number of bytes.
-func (c *Client) Download(ctx context.Context, path string, query url.Values, w io.Writer, opts ...Option) (int64, error) {
-	res, err := c.roundTrip(ctx, http.MethodGet, path, query, "", nil, opts)
+func (c *Client) Download(ctx context.Context, path string, query url.Values, w io.Writer) (int64, error) {
+	res, err := c.roundTrip(ctx, http.MethodGet, path, query, "", nil, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -190,7 +190,17 @@ func (c *Client) ImportErrors(ctx context.Context, id string, l List) (Page[Cont
 
 // DownloadImportErrors writes them to w as CSV, as they stood in the upload, with columns that say what is wrong.
 func (c *Client) DownloadImportErrors(ctx context.Context, id string, w io.Writer) (int64, error) {
-	return c.Download(ctx, pathOf("imports", id, "/errors"), nil, w, func(r *http.Request) { r.Header.Set("Accept", "text/csv") })
+	res, err := c.roundTrip(ctx, http.MethodGet, pathOf("imports", id, "/errors"), nil, "", nil,
+		[]Option{func(r *http.Request) { r.Header.Set("Accept", "text/csv") }})
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	n, err := io.Copy(w, res.Body)
+	if err != nil {
+		return n, fmt.Errorf("read answer: %w", err)
+	}
+	return n, nil
 }
 
 // DeleteImport cancels an import, or forgets one that has ended.

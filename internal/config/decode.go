@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -155,14 +155,14 @@ func fields(v reflect.Value) map[string]reflect.Value {
 
 func (d *decoder) table(prefix string, tree map[string]any, v reflect.Value) {
 	known := fields(v)
-	for _, key := range slices.Sorted(maps.Keys(tree)) {
+	for _, key := range sortedKeys(tree) {
 		full := join(prefix, key)
 		f, ok := known[key]
 		if !ok {
-			if near := nearest(key, slices.Sorted(maps.Keys(known))); near != "" {
+			if near := nearest(key, sortedKeys(known)); near != "" {
 				d.fail(full, "unknown key; did you mean %q?", near)
 			} else {
-				d.fail(full, "unknown key; known here: %s", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+				d.fail(full, "unknown key; known here: %s", strings.Join(sortedKeys(known), ", "))
 			}
 			continue
 		}
@@ -279,7 +279,7 @@ func (d *decoder) mapping(key string, in any, v reflect.Value) {
 		return
 	}
 	out := reflect.MakeMap(v.Type())
-	for _, name := range slices.Sorted(maps.Keys(m)) {
+	for _, name := range sortedKeys(m) {
 		item := reflect.New(v.Type().Elem()).Elem()
 		d.value(join(key, name), m[name], item)
 		out.SetMapIndex(reflect.ValueOf(name), item)
@@ -298,6 +298,15 @@ func show(v any) string {
 	default:
 		return fmt.Sprint(x)
 	}
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
 }
 
 // ParseSize reads "1048576", "512KB", "25MiB" or "1GiB". KB, MB and GB are powers of 1,000.
@@ -370,5 +379,5 @@ func parseScalar(s string, v reflect.Value) any {
 
 // sortByLine keeps the order of problems on one line.
 func sortByLine(p []Problem) {
-	slices.SortStableFunc(p, func(a, b Problem) int { return a.Line - b.Line })
+	sort.SliceStable(p, func(i, j int) bool { return p[i].Line < p[j].Line })
 }

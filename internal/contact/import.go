@@ -271,8 +271,12 @@ func (s *Store) CommitImport(ctx context.Context, account, ref string, n int) (i
 		if info.Chunks != n {
 			return invalid("/chunks", "%d chunks were received", info.Chunks)
 		}
-		info, err = s.end(tx, i, ImportCompleted, "")
-		return err
+		i.State, i.Finished = ImportCompleted, s.now()
+		info.State, info.Finished = i.State, i.Finished
+		if err := i.put(tx); err != nil {
+			return err
+		}
+		return s.tell(tx, info)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("commit import: %w", err)
@@ -289,19 +293,6 @@ func missingChunks(tx kv.Tx, id ID, n int) string {
 		}
 	}
 	return strings.Join(missing, ", ")
-}
-
-// end writes down that an import has ended, and how.
-func (s *Store) end(tx kv.Tx, i *Import, state, reason string) (*ImportInfo, error) {
-	i.State, i.Reason, i.Finished = state, reason, s.now()
-	if err := i.put(tx); err != nil {
-		return nil, err
-	}
-	info, err := progress(tx, i)
-	if err != nil {
-		return nil, err
-	}
-	return info, s.tell(tx, info)
 }
 
 // tell appends the event of an import that has ended.
@@ -332,8 +323,12 @@ func (s *Store) DeleteImport(ctx context.Context, account, ref string) (info *Im
 		if removed = i.State != ImportOpen && i.State != ImportRunning; removed {
 			return forget(tx, i)
 		}
-		info, err = s.end(tx, i, ImportCancelled, "")
-		return err
+		i.State, i.Finished = ImportCancelled, s.now()
+		info.State, info.Finished = i.State, i.Finished
+		if err := i.put(tx); err != nil {
+			return err
+		}
+		return s.tell(tx, info)
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("delete import: %w", err)
@@ -437,7 +432,15 @@ func (s *Store) recoverImports(ctx context.Context) error {
 			return fmt.Errorf("read imports: %w", err)
 		}
 		for _, i := range cut {
-			if _, err := s.end(tx, i, ImportFailed, reasonCrash); err != nil {
+			i.State, i.Reason, i.Finished = ImportFailed, reasonCrash, s.now()
+			info, err := progress(tx, i)
+			if err == nil {
+				err = i.put(tx)
+			}
+			if err == nil {
+				err = s.tell(tx, info)
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -77,8 +77,14 @@ func (s *Store) finish(ctx context.Context, info *ImportInfo, state, reason stri
 			done, err = progress(tx, i)
 			return err
 		}
-		done, err = s.end(tx, i, state, reason)
-		return err
+		i.State, i.Reason, i.Finished = state, reason, s.now()
+		if err := i.put(tx); err != nil {
+			return err
+		}
+		if done, err = progress(tx, i); err != nil {
+			return err
+		}
+		return s.tell(tx, done)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("end import: %w", err)

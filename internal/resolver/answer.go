@@ -1,8 +1,10 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -80,7 +82,7 @@ func find(m *dns.Msg, name string, typ uint16) found {
 			if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, f.name) {
 				continue
 			}
-			if h.Rrtype == typ && len(f.records) < maxRecords {
+			if h.Rrtype == typ {
 				if rec, ok := newRecord(rr); ok {
 					f.records = append(f.records, rec)
 					f.ttl = min(f.ttl, seconds(h.Ttl))
@@ -92,6 +94,7 @@ func find(m *dns.Msg, name string, typ uint16) found {
 			}
 		}
 		if len(f.records) > 0 || alias == "" {
+			f.records = bounded(f.records)
 			return f
 		}
 		if hop == maxChain || !validName(alias) {
@@ -100,6 +103,15 @@ func find(m *dns.Msg, name string, typ uint16) found {
 		}
 		f.name = alias
 	}
+}
+
+// bounded keeps the first records by preference and text: servers give them in another order each time.
+func bounded(records []record) []record {
+	if len(records) <= maxRecords {
+		return records
+	}
+	slices.SortFunc(records, func(a, b record) int { return cmp.Or(cmp.Compare(a.pref, b.pref), cmp.Compare(a.text, b.text)) })
+	return slices.Clone(records[:maxRecords])
 }
 
 func newRecord(rr dns.RR) (record, bool) {

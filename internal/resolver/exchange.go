@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	udpSize    = 1232 // what we take by UDP, so that answers are not fragmented (DNS flag day 2020)
-	maxIgnored = 100  // datagrams that are not our answer; then the server counts as silent
-	rounds     = 2    // how often each server is asked
+	udpSize    = 1232     // what we take by UDP, so that answers are not fragmented (DNS flag day 2020)
+	tcpSize    = 16 << 10 // and by TCP, hundreds of records: many answers of 64 KiB at a time would take much memory
+	maxIgnored = 100      // datagrams that are not our answer; then the server counts as silent
+	rounds     = 2        // how often each server is asked
 	suspension = 30 * time.Second
 )
 
@@ -129,14 +130,14 @@ func (r *Resolver) ask(ctx context.Context, network string, s *server, q questio
 	buf := r.buffers.Get().(*[]byte)
 	defer r.buffers.Put(buf)
 	for range maxIgnored {
-		n, err := read(conn, network, *buf)
+		b, err := read(conn, network, *buf)
 		if err != nil {
 			return nil, orContext(ctx, err)
 		}
-		answer := new(dns.Msg)
-		if err := answer.Unpack((*buf)[:n]); err == nil && answers(answer, m) {
+		answer, err := r.unpack(network, b)
+		if err == nil && answers(answer, m) {
 			return answer, nil
-		} else if err != nil && network == "udp" && n >= 12 && binary.BigEndian.Uint16(*buf) == m.Id && (*buf)[2]&0x82 == 0x82 {
+		} else if err != nil && network == "udp" && len(b) >= 12 && binary.BigEndian.Uint16(b) == m.Id && b[2]&0x82 == 0x82 {
 			return &dns.Msg{MsgHdr: dns.MsgHdr{Truncated: true}}, nil // cut in the middle of a record
 		}
 		r.metrics.mismatch.Inc()
@@ -147,15 +148,32 @@ func (r *Resolver) ask(ctx context.Context, network string, s *server, q questio
 	return nil, errors.New("too many answers to other questions")
 }
 
-func read(conn net.Conn, network string, buf []byte) (int, error) {
+// read returns the next answer, by UDP in buf.
+func read(conn net.Conn, network string, buf []byte) ([]byte, error) {
 	if network != "tcp" {
-		return conn.Read(buf)
+		n, err := conn.Read(buf)
+		return buf[:n], err
 	}
 	if _, err := io.ReadFull(conn, buf[:2]); err != nil {
-		return 0, err
+		return nil, err
 	}
 	n := int(binary.BigEndian.Uint16(buf))
-	return io.ReadFull(conn, buf[:n])
+	if n > tcpSize {
+		return nil, fmt.Errorf("answer of %d octets is too large", n)
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(conn, b)
+	return b, err
+}
+
+// unpack parses an answer, few at a time of those by TCP: parsed it takes many times its size.
+func (r *Resolver) unpack(network string, b []byte) (*dns.Msg, error) {
+	if network == "tcp" {
+		r.parsing <- struct{}{}
+		defer func() { <-r.parsing }()
+	}
+	m := new(dns.Msg)
+	return m, m.Unpack(b)
 }
 
 // answers tells whether a is the answer to q: RFC 5452 section 9.1.

@@ -26,8 +26,9 @@ type Resolver struct {
 	timeout time.Duration
 	now     func() time.Time
 	metrics *metrics
-	buffers sync.Pool     // of *[]byte that hold any answer
+	buffers sync.Pool     // of *[]byte that hold an answer by UDP
 	window  chan struct{} // bounds the questions under way
+	parsing chan struct{} // bounds the answers by TCP that are parsed
 
 	mu    sync.Mutex
 	cache *cache
@@ -42,6 +43,7 @@ type call struct {
 
 const (
 	maxUnderWay = 256
+	maxParsing  = 2
 	maxRecords  = 100 // of one answer that are kept
 	maxChain    = 10  // CNAME records followed
 )
@@ -62,8 +64,9 @@ func New(cfg Config, deps Deps) (*Resolver, error) {
 		timeout: cfg.Timeout,
 		now:     deps.Now,
 		metrics: newMetrics(deps.Metrics),
-		buffers: sync.Pool{New: func() any { b := make([]byte, dns.MaxMsgSize); return &b }},
+		buffers: sync.Pool{New: func() any { b := make([]byte, udpSize); return &b }},
 		window:  make(chan struct{}, maxUnderWay),
+		parsing: make(chan struct{}, maxParsing),
 		cache:   newCache(maxCacheBytes),
 		calls:   map[question]*call{},
 	}
@@ -91,11 +94,11 @@ func (r *Resolver) LookupMX(ctx context.Context, domain string) ([]MX, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !slices.ContainsFunc(records, func(m MX) bool { return m.Host != "" }) {
+		return nil, &Error{Name: clean(domain), Type: "MX", Err: ErrNullMX}
+	}
 	mx := make([]MX, 0, len(records))
 	for _, rec := range records {
-		if rec.Host == "" && len(records) == 1 {
-			return nil, &Error{Name: clean(domain), Type: "MX", Err: ErrNullMX}
-		}
 		if isHost(rec.Host) && !slices.ContainsFunc(mx, func(m MX) bool { return m.Host == rec.Host }) {
 			mx = append(mx, rec)
 		}

@@ -66,7 +66,7 @@ func TestLookupMX(t *testing.T) {
 	t.Parallel()
 	r, s, _ := start(t, map[string][]string{
 		"a.example": {
-			"@ MX 20 Late", "@ MX 10 one", "@ MX 5 first.b.example.", "null MX 0 .", "addr A 127.0.0.1", "addr6 AAAA ::1",
+			"@ MX 20 Late", "@ MX 10 one", "@ MX 5 first.b.example.", "null MX 0 .", "nulls MX 0 .", "nulls MX 10 .", "addr A 127.0.0.1", "addr6 AAAA ::1",
 			"txt TXT x", "alias CNAME @", "far CNAME www.b.example.", "loop CNAME loop2", "loop2 CNAME loop", "gone CNAME none",
 			"mixed MX 0 .", "mixed MX 10 one", "literal MX 0 192.0.2.1.", "twice MX 10 one", "twice MX 20 ONE",
 			"fail A 127.0.0.1", "failA TXT x",
@@ -83,6 +83,7 @@ func TestLookupMX(t *testing.T) {
 		"by_preference":                        {"a.example", []resolver.MX{{Host: "first.b.example", Pref: 5}, {Host: "one.a.example", Pref: 10}, {Host: "late.a.example", Pref: 20}}, nil},
 		"name_is_case_and_dot_blind":           {"A.Example.", []resolver.MX{{Host: "first.b.example", Pref: 5}, {Host: "one.a.example", Pref: 10}, {Host: "late.a.example", Pref: 20}}, nil},
 		"null_mx_fails_permanently":            {"null.a.example", nil, resolver.ErrNullMX},
+		"null_mx_twice_fails_permanently":      {"nulls.a.example", nil, resolver.ErrNullMX},
 		"null_mx_among_others_is_passed_over":  {"mixed.a.example", []resolver.MX{{Host: "one.a.example", Pref: 10}}, nil},
 		"implicit_mx_on_a":                     {"addr.a.example", []resolver.MX{{Host: "addr.a.example"}}, nil},
 		"implicit_mx_on_aaaa":                  {"addr6.a.example", []resolver.MX{{Host: "addr6.a.example"}}, nil},
@@ -221,17 +222,25 @@ func TestAnswersAreKeptForTheirTTL(t *testing.T) {
 func TestLargeAnswerComesByTCPAndIsBounded(t *testing.T) {
 	t.Parallel()
 	var zone []string
-	for i := range 1000 {
+	for i := range 300 {
 		zone = append(zone, fmt.Sprintf("@ MX %d m%d", i, i), fmt.Sprintf("@ A 10.0.%d.%d", i/250, i%250))
 	}
-	r, s, _ := start(t, map[string][]string{"a.example": zone})
+	huge := slices.Clone(zone)
+	for i := range 700 {
+		huge = append(huge, fmt.Sprintf("@ MX %d h%d", i, i))
+	}
+	r, s, _ := start(t, map[string][]string{"a.example": zone, "huge.example": huge})
 	mx, err := r.LookupMX(t.Context(), "a.example")
 	require.NoError(t, err)
 	require.Len(t, mx, 100)
 	require.Equal(t, 2, s.Queries("a.example", "MX"), "by UDP, then by TCP")
+	require.Equal(t, "m99.a.example", mx[99].Host, "the preferred ones, whatever their order")
 	ips, err := r.LookupIP(t.Context(), "a.example")
 	require.NoError(t, err)
 	require.Len(t, ips, 100)
+	_, err = r.LookupMX(t.Context(), "huge.example")
+	require.ErrorIs(t, err, resolver.ErrTemporary)
+	require.ErrorContains(t, err, "too large")
 }
 
 func TestOneQueryServesAllWhoAskAtTheSameTime(t *testing.T) {

@@ -123,6 +123,13 @@ func (s *Server) Add(line string) error {
 	return nil
 }
 
+// Remove takes all records of a name away.
+func (s *Server) Remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.records, dns.CanonicalName(name))
+}
+
 // SetRcode makes every query for a name end in that response code (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED); 0 ends it.
 func (s *Server) SetRcode(name string, rcode int) {
 	s.mu.Lock()
