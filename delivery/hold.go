@@ -84,6 +84,19 @@ func (s *Scheduler) SiteStates() []SiteState {
 			s.providerOf(provider)
 		}
 	}
+	var sites []SiteState
+	for key, r := range s.memory.paused(now) { // by an earlier process, and no mail for it was due in this one
+		if provider, ok := strings.CutPrefix(key, providerPrefix); ok {
+			s.providerOf(provider)
+		} else if s.sites[key] == nil {
+			name := nameOfKey(key)
+			sites = append(sites, SiteState{
+				Name: name, Kind: scopeSite, Hosts: hostsText(key), State: statePaused, Limit: waitSuspended, LimitedBy: name, Until: r.Resume,
+				Window: r.Window, Pace: r.Pace, Failures: r.Failures, Paused: r.Paused, Resume: r.Resume, Cause: r.Cause,
+				LastReply: r.Reply, LastHost: r.Host,
+			})
+		}
+	}
 	out := make([]SiteState, 0, len(s.sites)+len(s.providers))
 	sum := map[*limiter]*SiteState{}
 	for _, l := range s.providers {
@@ -92,7 +105,6 @@ func (s *Scheduler) SiteStates() []SiteState {
 	for i := range out {
 		sum[s.providers[strings.TrimPrefix(out[i].Name, providerPrefix)]] = &out[i]
 	}
-	var sites []SiteState
 	seen := map[string]bool{}
 	for _, st := range s.sites {
 		x := s.siteState(st, now)
@@ -125,7 +137,7 @@ func (s *Scheduler) SiteStates() []SiteState {
 // siteState is that of one site. The caller holds mu.
 func (s *Scheduler) siteState(st *site, now time.Time) SiteState {
 	x := s.stateOf(st.own, now)
-	x.Hosts, x.Ready, x.Leased, x.Used = strings.NewReplacer(",", " ", ";", " then ").Replace(st.key), st.waiting(), st.leased, st.used
+	x.Hosts, x.Ready, x.Leased, x.Used = hostsText(st.key), st.waiting(), st.leased, st.used
 	x.Window, x.Messages = st.window(), st.terms.Load().messages
 	if st.route.smart != nil {
 		x.Kind, x.Hosts = "smarthost", st.route.smart.Address
@@ -144,6 +156,9 @@ func (s *Scheduler) siteState(st *site, now time.Time) SiteState {
 	}
 	return x
 }
+
+// hostsText tells people the hosts of a site.
+func hostsText(key string) string { return strings.NewReplacer(",", " ", ";", " then ").Replace(key) }
 
 // stateOf is what a limiter alone tells. The caller holds mu.
 func (s *Scheduler) stateOf(l *limiter, now time.Time) SiteState {
@@ -236,6 +251,14 @@ func (s *Scheduler) ResumeSite(ctx context.Context, name, who, reason string) (c
 		}
 		l.booked = time.Time{}
 		s.call(l)
+	}
+	for key, r := range s.memory.paused(now) {
+		if s.sites[key] == nil && nameOfKey(key) == name {
+			changed = true
+			over := *r
+			over.At, over.Failures, over.Resume = now, 0, time.Time{}
+			s.memory.note(key, &over)
+		}
 	}
 	others := map[string]bool{} // domains that go elsewhere
 	for domain, site := range s.known {

@@ -128,6 +128,8 @@ func TestConnectionsOfProviderAndAccountAreBounded(t *testing.T) {
 	for name, limits := range map[string]Limits{
 		"provider": {Provider: map[string]Limit{"google": {Connections: 2}}},
 		"account":  {Account: map[string]Limit{"default": {Connections: 2}}},
+		"campaign": {Campaign: map[string]Limit{"transactional": {Connections: 2}}},
+		"source":   {Source: map[string]Limit{"default": {Connections: 2}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -220,6 +221,27 @@ func (s *Scheduler) recall(l *limiter, key string) {
 		s.suspended++
 		s.metrics.suspended.Set(float64(s.suspended))
 	}
+}
+
+// paused are the records of pauses that are not over, by key.
+func (m *memory) paused(now time.Time) map[string]*siteRecord {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[string]*siteRecord{}
+	for _, records := range []map[string]*siteRecord{m.states, m.dirty} { // the later one counts
+		for key, r := range records {
+			if delete(out, key); now.Before(r.Resume) {
+				out[key] = r
+			}
+		}
+	}
+	return out
+}
+
+// nameOfKey is the name of a site of which only its key is known.
+func nameOfKey(key string) string {
+	name, _, _ := strings.Cut(siteName(strings.TrimPrefix(key, "smarthost ")), " ")
+	return name
 }
 
 // record is what is kept of a governor.
