@@ -244,3 +244,29 @@ func TestAPauseIsVisibleInTheNextProcess(t *testing.T) {
 		require.Positive(t, time.Until(before[0].Resume), "before the pause would have been over")
 	})
 }
+
+// TestAPauseHeedsTheHint: a host that says when to come back is asked again then, not before, and within suspend_max.
+func TestAPauseHeedsTheHint(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]time.Duration{
+		"too busy": 30 * time.Second, "try again in 10 minutes": 10 * time.Minute, "try again in 20 hours": 30 * time.Minute,
+		"try again in 2 seconds": 30 * time.Second,
+	} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				mx := &testutil.MX{Rule: on("CONNECT", testutil.Act{Reply: "421 4.3.2 " + text, Drop: true})}
+				r := googleRig(t, mx)
+				require.Equal(t, 30*time.Second, r.cfg.SuspendFirst)
+				require.Equal(t, 30*time.Minute, r.cfg.SuspendMax)
+				r.start()
+				r.send("a@dest.example")
+				synctest.Wait()
+				state := r.sched.SiteStates()[0]
+				require.Equal(t, statePaused, state.State)
+				require.Equal(t, 1, state.Failures)
+				require.InDelta(t, want.Seconds(), state.Resume.Sub(state.Paused).Seconds(), want.Seconds()/10)
+			})
+		})
+	}
+}
