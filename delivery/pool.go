@@ -40,21 +40,28 @@ func newPool(cfg Config, now func() time.Time) *pool {
 
 // take returns the session of the site that was used last, or nil.
 func (p *pool) take(site string) *Session {
-	p.mu.Lock()
-	list := p.idle[site]
-	if len(list) == 0 {
-		p.mu.Unlock()
-		return nil
-	}
-	s := list[len(list)-1]
-	list[len(list)-1] = nil
-	p.set(site, list[:len(list)-1])
-	p.mu.Unlock()
-	if p.now().Sub(s.lastUsed) > p.keep {
-		s.Close()
-		return nil
+	s, worn := p.pop(site)
+	if worn != nil {
+		worn.Close()
 	}
 	return s
+}
+
+// pop is take, which leaves it to the caller to close one that was idle for too long.
+func (p *pool) pop(site string) (s, worn *Session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := p.idle[site]
+	if len(list) == 0 {
+		return nil, nil
+	}
+	s = list[len(list)-1]
+	list[len(list)-1] = nil
+	p.set(site, list[:len(list)-1])
+	if p.now().Sub(s.lastUsed) > p.keep {
+		return nil, s
+	}
+	return s, nil
 }
 
 // put takes a session back. One that is broken or worn out is closed.

@@ -5,11 +5,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"relayd/internal/testutil"
 )
 
 // pipeSession is an open session whose other end reads until it is closed.
@@ -86,5 +89,67 @@ func TestPoolEvictsTheOldestOfAnotherSite(t *testing.T) {
 		require.Zero(t, all)
 		a.Close()
 		b.Close()
+	})
+}
+
+// counted is a network that counts the connections that we hold open.
+type counted struct {
+	network
+	mu         sync.Mutex
+	open, most int
+}
+
+func (c *counted) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := c.network.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open++
+	c.most = max(c.most, c.open)
+	return &countedConn{Conn: conn, of: c}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	of   *counted
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() {
+		c.of.mu.Lock()
+		defer c.of.mu.Unlock()
+		c.of.open--
+	})
+	return c.Conn.Close()
+}
+
+// TestIdleConnectionsCountForTheirProvider: sites of a provider whose connections are idle do not keep them beside those that
+// another site opens, not even when it opens several at once.
+func TestIdleConnectionsCountForTheirProvider(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		mx := &testutil.MX{}
+		mx.Received = func(*testutil.Mail) { <-time.After(time.Second) }
+		r := googleRig(t, mx)
+		count := &counted{network: r.network}
+		r.network = count
+		r.cfg.Limits.Provider = map[string]Limit{"google": {Connections: 10}}
+		r.start()
+		r.send("a@two.example")
+		for range 18 {
+			r.send("a@one.example")
+		}
+		<-time.After(4 * time.Second)
+		require.Len(t, mx.Mails(), 19)
+		require.GreaterOrEqual(t, r.sched.pool.count, 8, "idle")
+		for range 30 {
+			r.send("b@two.example")
+		}
+		<-time.After(10 * time.Second)
+		require.Len(t, mx.Mails(), 49)
+		require.Equal(t, 10, count.most)
 	})
 }

@@ -4,26 +4,28 @@ import "time"
 
 // This file shares the connections in all among the sites: who may have one more, who waits for one, and who gives way.
 
-// room tells whether one more worker fits in all; when not, the site is noted. The caller holds mu.
-func (s *Scheduler) room(st *site) bool {
-	fits := s.fits(st)
+// room tells whether one more worker fits in all; when not, the site is noted. The idle sessions of others that have to make
+// room are for the worker to close before it connects. The caller holds mu.
+func (s *Scheduler) room(st *site) (old []*Session, fits bool) {
+	fits = s.fits(st)
 	if fits {
 		if p := st.provider; p != nil && p.most > 0 {
 			if idle, own := s.pool.sizeOf(p.name, st.key); own == 0 && idle > 0 && p.running+idle >= p.most {
-				s.closeLater(s.pool.evictOf(p.name, st.key))
+				old = append(old, s.pool.evictOf(p.name, st.key))
 			}
 		}
 		idle, own := s.pool.size(st.key)
 		if own == 0 && s.workers+idle >= s.cfg.MaxConnections {
-			old := s.pool.evict(st.key)
-			fits = old != nil
-			s.closeLater(old)
+			other := s.pool.evict(st.key)
+			if fits = other != nil; fits {
+				old = append(old, other)
+			}
 		}
 	}
 	if !fits {
 		s.starve(st)
 	}
-	return fits
+	return old, fits
 }
 
 // fits tells whether the number of workers allows one more at the site. The caller holds mu.
@@ -163,9 +165,9 @@ func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
 	return bulk && s.bareBulk > 0 && s.bulk+1 >= bulkWindow(s.cfg.MaxConnections) // it was counted off
 }
 
-func (s *Scheduler) closeLater(old *Session) {
-	if old != nil {
-		s.wg.Go(old.Close)
+func (s *Scheduler) closeLater(old []*Session) {
+	if len(old) > 0 {
+		s.wg.Go(func() { closeAll(old) })
 	}
 }
 

@@ -108,14 +108,17 @@ func (s *Scheduler) kick(st *site) {
 			}
 			return
 		}
-		if !s.room(st) {
+		old, fits := s.room(st)
+		if !fits {
+			s.closeLater(old)
 			return
 		}
 		b := s.next(st, now)
 		if b == nil {
+			s.closeLater(old)
 			return
 		}
-		s.hire(st, b, now)
+		s.hire(st, b, now, old)
 	}
 }
 
@@ -218,8 +221,8 @@ func (s *Scheduler) callFor(f *flow) {
 	}
 }
 
-// hire starts a worker with its first bundle. The caller holds mu.
-func (s *Scheduler) hire(st *site, b *bundle, now time.Time) {
+// hire starts a worker with its first bundle, in the place of old sessions. The caller holds mu.
+func (s *Scheduler) hire(st *site, b *bundle, now time.Time, old []*Session) {
 	s.uncall(st)
 	if st.starved && st.own.running == 0 {
 		s.bare[st.stands]--
@@ -229,6 +232,11 @@ func (s *Scheduler) hire(st *site, b *bundle, now time.Time) {
 	}
 	s.workers++
 	w := &worker{site: st, proven: st.proven, suspect: st.own.gov.failures > 0, began: now}
+	var worn *Session
+	if w.session, worn = s.pool.pop(st.key); worn != nil { // now: who counts idle sessions next must not count on this one
+		old = append(old, worn)
+	}
+	w.old = old
 	switch {
 	case w.proven:
 	case w.suspect:
@@ -245,8 +253,9 @@ func (s *Scheduler) hire(st *site, b *bundle, now time.Time) {
 type worker struct {
 	site    *site
 	session *Session
-	proven  bool // was counted as such, or is by now
-	suspect bool // the site failed last time
+	old     []*Session // to be closed first
+	proven  bool       // was counted as such, or is by now
+	suspect bool       // the site failed last time
 	began   time.Time
 	sent    int                // transactions
 	cancel  context.CancelFunc // of its first connection
@@ -270,7 +279,8 @@ func (s *Scheduler) prove(w *worker) {
 // work sends bundles until there are none.
 func (s *Scheduler) work(w *worker, b *bundle) {
 	st := w.site
-	w.session = s.pool.take(st.key)
+	closeAll(w.old)
+	w.old = nil
 	for b != nil {
 		rep := s.attempt(w, b)
 		s.settler.add(b.batch, rep.done)

@@ -162,6 +162,13 @@ func (m *MX) Faults() []string {
 	return append([]string(nil), m.faults...)
 }
 
+// Open tells how many connections are open.
+func (m *MX) Open() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.open
+}
+
 // Sessions tells how many connections were accepted, and how many were open at most.
 func (m *MX) Sessions() (all, most int) {
 	m.mu.Lock()
