@@ -2,11 +2,16 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/mail"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,21 +115,76 @@ func TestInboundMail(t *testing.T) {
 	require.Equal(t, 1, strings.Count(r.logText(), `"message.unsigned"`), "no key of relay.example: said in the log")
 }
 
-// TestInboundLoad has the Postfix project's load generator hand in complaints, several to a connection, pipelined.
+// TestInboundLoad has the Postfix project's load generator hand in complaints, several to a connection, in plain text and
+// under TLS. It has no TLS of its own: OpenSSL's client carries it. Nor has it AUTH, so that submission refuses it.
 func TestInboundLoad(t *testing.T) {
 	t.Parallel()
-	needs(t, "smtp-source")
+	needs(t, "smtp-source", "openssl")
 	s := newSink(t, "", nil)
-	r, port := newInbound(t, s)
-	out, err := exec.CommandContext(t.Context(), "smtp-source", "-s", "5", "-m", "60", "-l", "20000", "-f", "m@dest.example",
-		"-t", "fbl@bounces.relay.example", "-M", "mx.dest.example", fmt.Sprintf("127.0.0.1:%d", port)).CombinedOutput()
-	require.NoError(t, err, string(out))
-	require.Len(t, r.events("inbound.complaint"), 60)
-
-	out, err = exec.CommandContext(t.Context(), "smtp-source", "-m", "1", "-f", "m@dest.example", "-t", "victim@dest.example",
-		"-M", "mx.dest.example", fmt.Sprintf("127.0.0.1:%d", port)).CombinedOutput()
-	require.Error(t, err, string(out))
+	clear, secure := freePort(t), freePort(t)
+	r := newRelay(t, options{mxPort: s.port, extra: fmt.Sprintf(
+		"[[smtp.listener]]\nkind = \"inbound\"\naddress = \"127.0.0.1:%d\"\ntls = \"starttls\"\n"+
+			"[[smtp.listener]]\nkind = \"inbound\"\naddress = \"127.0.0.1:%d\"\ntls = \"implicit\"\n"+
+			"[smtp]\nreturn_path_host = \"bounces.relay.example\"\n", clear, secure)})
+	source := func(port int, to string, args ...string) error {
+		args = append(args, "-f", "m@dest.example", "-t", to, "-M", "mx.dest.example", "127.0.0.1:"+itoa(port))
+		out, err := exec.CommandContext(t.Context(), "smtp-source", args...).CombinedOutput()
+		t.Logf("smtp-source: %s", out)
+		return err
+	}
+	counted := 0
+	for _, w := range []struct {
+		port, sessions, messages int
+	}{{clear, 5, 60}, {r.tunnel(clear, "-starttls", "smtp", "-name", "mx.dest.example"), 3, 12}, {r.tunnel(secure), 3, 12}} {
+		require.NoError(t, source(w.port, "fbl@bounces.relay.example", "-s", itoa(w.sessions), "-m", itoa(w.messages), "-l", "20000"))
+		counted += w.messages
+		require.Len(t, r.events("inbound.complaint"), counted)
+		require.Error(t, source(w.port, "victim@dest.example", "-m", "1"))
+	}
+	require.Error(t, source(r.plain, "ann@dest.example", "-m", "1"), "AUTH is required")
 	require.Zero(t, s.count())
+	require.Zero(t, r.stats().Queued)
+}
+
+// tunnel returns a port whose connections reach the relay's port by way of OpenSSL, which speaks for them until TLS begins.
+func (r *relay) tunnel(port int, args ...string) int {
+	r.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(r.t, err)
+	args = append([]string{"s_client", "-quiet", "-CAfile", r.ca, "-verify_return_error", "-connect", "127.0.0.1:" + itoa(port)}, args...)
+	var carrying sync.WaitGroup
+	carrying.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			carrying.Go(func() {
+				defer conn.Close()
+				if slices.Contains(args, "-starttls") { // OpenSSL has read the banner
+					_, _ = io.WriteString(conn, "220 relay.example ESMTP\r\n")
+				}
+				ctx, hangUp := context.WithCancel(r.t.Context())
+				defer hangUp()
+				cmd := exec.CommandContext(ctx, "openssl", args...)
+				in, err := cmd.StdinPipe()
+				if err != nil {
+					return
+				}
+				carrying.Go(func() {
+					_, _ = io.Copy(in, conn)
+					hangUp()
+				})
+				cmd.Stdout = conn
+				_ = cmd.Run()
+			})
+		}
+	})
+	r.t.Cleanup(func() {
+		_ = l.Close()
+		carrying.Wait()
+	})
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // TestB1Nmap asks the scanner that attackers use.

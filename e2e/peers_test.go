@@ -39,7 +39,7 @@ func TestPeersSubmit(t *testing.T) {
 	t.Parallel()
 	clients := map[string]func(t *testing.T, r *relay, l login, w way){
 		"msmtp": msmtpSubmit, "nodemailer": nodemailerSubmit, "postfix": postfixSubmit, "go_smtp": goSMTPSubmit,
-		"python_smtplib": pythonPeerSubmit, "swaks": swaksPeerSubmit,
+		"python_smtplib": pythonPeerSubmit, "swaks": swaksPeerSubmit, "exim": eximSubmit,
 	}
 	for name, submit := range clients {
 		for _, w := range ways() {
@@ -160,7 +160,7 @@ func swaksPeerSubmit(t *testing.T, r *relay, l login, w way) {
 	program(t, "", "swaks", args...)
 }
 
-// postfixSubmit has a Postfix of its own relay through us, with AUTH.
+// postfixSubmit has a Postfix of its own relay through us, with AUTH. It is offered CHUNKING, which its client never uses.
 func postfixSubmit(t *testing.T, r *relay, l login, w way) {
 	p := newPostfix(t, r, l, w)
 	c, err := smtp.Dial("127.0.0.1:" + itoa(p.port))

@@ -1,0 +1,103 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-smtp"
+	"github.com/stretchr/testify/require"
+)
+
+// eximSubmit has an Exim of its own relay through us, with AUTH: of the peers, it is the one whose client sends BDAT.
+func eximSubmit(t *testing.T, r *relay, l login, w way) {
+	program := peer(t, "exim4")
+	if os.Getuid() != 0 {
+		t.Skip("Exim starts as root only")
+	}
+	dir, err := os.MkdirTemp("", "relayd-exim-*") // t.TempDir's parents are closed to Exim's user
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // see above
+	for _, sub := range []string{"spool", "log"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, sub), 0o750))
+	}
+	runProgram(t, "chown", "-R", "Debian-exim", filepath.Join(dir, "spool"), filepath.Join(dir, "log"))
+	ca, err := os.ReadFile(r.ca)
+	require.NoError(t, err)
+	trusted := filepath.Join(dir, "ca.pem")
+	writeFile(t, trusted, string(ca))
+	require.NoError(t, os.Chmod(trusted, 0o644)) //nolint:gosec // see above
+	tls := map[string]string{"plain": "hosts_avoid_tls = *", "starttls": "hosts_require_tls = *", "implicit": "protocol = smtps"}[w.name]
+	if w.name != "plain" {
+		tls += "\n  tls_verify_hosts = *\n  tls_verify_cert_hostnames =\n  tls_verify_certificates = " + trusted
+	}
+	port := freePort(t)
+	conf := filepath.Join(dir, "exim.conf")
+	writeFile(t, conf, fmt.Sprintf(`exim_path = %[1]s
+spool_directory = %[2]s/spool
+log_file_path = %[2]s/log/%%slog
+log_selector = +pipelining
+pid_file_path = %[2]s/exim.pid
+primary_hostname = exim.shop.example
+local_interfaces = 127.0.0.1
+daemon_smtp_ports = %[3]d
+tls_advertise_hosts =
+host_lookup =
+rfc1413_hosts =
+keep_environment =
+deliver_drop_privilege = true
+acl_smtp_rcpt = take
+acl_smtp_data = take
+begin acl
+take:
+  accept
+begin routers
+out:
+  driver = manualroute
+  route_list = * 127.0.0.1
+  self = send
+  transport = smtp
+begin transports
+smtp:
+  driver = smtp
+  port = %[4]d
+  allow_localhost
+  hosts_try_dane =
+  hosts_require_auth = *
+  %[5]s
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  client_send = ^%[6]s^%[7]s
+`, program, dir, port, w.port(r), tls, l.Username, l.Password))
+	require.NoError(t, os.Chmod(conf, 0o644)) //nolint:gosec // read by the MTA's user
+	background(t, dir, program, "-C", conf, "-bdf", "-q1m")
+	wait(t, "Exim to listen", 20*time.Second, func() bool {
+		c, err := smtp.Dial("127.0.0.1:" + itoa(port))
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	})
+	c, err := smtp.Dial("127.0.0.1:" + itoa(port))
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.SendMail("news@shop.example", []string{"ann@dest.example"}, strings.NewReader(greeting)))
+	require.NoError(t, c.Quit())
+	var line string
+	wait(t, "Exim to hand it on", 30*time.Second, func() bool {
+		text, _ := os.ReadFile(filepath.Join(dir, "log", "mainlog"))
+		_, line, _ = strings.Cut(string(text), " => ann@dest.example ")
+		line, _, _ = strings.Cut(line, "\n")
+		return strings.Contains(line, `C="250`)
+	})
+	t.Log(line)
+	require.Contains(t, line, "2.0.0 Ok: queued as ")
+	require.Contains(t, line, " K ", "it used CHUNKING")
+	require.Contains(t, line, " L ", "and PIPELINING")
+}
