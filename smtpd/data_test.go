@@ -137,7 +137,8 @@ func TestEarlyRefusalDrainsTheMessage(t *testing.T) {
 	require.Contains(t, f.log.String(), "disk /var/lib is full")
 }
 
-// TestA14VanishedClient: whatever the client said before the final dot, nothing is accepted.
+// TestA14VanishedClient: whatever the client said before the final dot, and however it goes (RST, FIN, half-closed), nothing
+// is accepted.
 func TestA14VanishedClient(t *testing.T) {
 	t.Parallel()
 	full := "EHLO x\r\nAUTH PLAIN " + plainIR("app", "secret") + "\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n"
@@ -158,8 +159,16 @@ func TestA14VanishedClient(t *testing.T) {
 			if i > len(full) {
 				c.send(message[:i-len(full)])
 			}
-			if tcp, ok := c.Conn.(*net.TCPConn); ok && i%2 == 0 {
+			tcp, ok := c.Conn.(*net.TCPConn)
+			if !ok {
+				return
+			}
+			switch i % 3 {
+			case 0:
 				_ = tcp.SetLinger(0) // RST
+			case 1:
+				_ = tcp.CloseWrite() // and waits for what the server has to say
+				_, _ = io.Copy(io.Discard, c.r)
 			}
 			_ = c.Close()
 		})
