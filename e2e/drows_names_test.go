@@ -119,6 +119,9 @@ var names = []name{
 	// What cannot be found out now may be found out later, and is never taken for "no".
 	{name: "servfail", records: []string{"@ A 127.0.0.2"}, rcode: map[string]int{"@": dns.RcodeServerFailure}, want: "deferred", code: 451, status: "4.4.3"},
 	{name: "refused", records: []string{"@ A 127.0.0.2"}, rcode: map[string]int{"@": dns.RcodeRefused}, want: "deferred", code: 451, status: "4.4.3"},
+	{name: "servfail-about-the-mx-alone", records: []string{"@ A 127.0.0.2"}, rcode: map[string]int{"@ MX": dns.RcodeServerFailure}, want: "deferred", code: 451, status: "4.4.3"},
+	{name: "servfail-about-the-address", records: []string{"@ TXT x"}, rcode: map[string]int{"@ A": dns.RcodeServerFailure}, want: "deferred", code: 451, status: "4.4.3"},
+	{name: "servfail-about-one-family", records: []string{"@ MX 10 mx.@", "mx.@ A 127.0.0.1"}, rcode: map[string]int{"mx.@ AAAA": dns.RcodeServerFailure}, want: "delivered"},
 	{name: "no-answer", records: []string{"@ A 127.0.0.2"}, silent: "@", want: "deferred", code: 451, status: "4.4.3"},
 	{name: "servfail-about-the-host", records: []string{"@ MX 10 mx.@"}, rcode: map[string]int{"mx.@": dns.RcodeServerFailure}, want: "deferred", code: 451, status: "4.4.3"},
 	{name: "no-answer-about-the-host", records: []string{"@ MX 10 mx.@"}, silent: "mx.@", want: "deferred", code: 451, status: "4.4.3"},

@@ -2,6 +2,7 @@
 package resolvertest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,11 +131,13 @@ func (s *Server) Remove(name string) {
 	delete(s.records, dns.CanonicalName(name))
 }
 
-// SetRcode makes every query for a name end in that response code (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED); 0 ends it.
+// SetRcode makes every query for a name, or for a name and a type as in "shop.example MX", end in that response code (2 is
+// SERVFAIL, 3 NXDOMAIN, 5 REFUSED); 0 ends it.
 func (s *Server) SetRcode(name string, rcode int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.rcodes[dns.CanonicalName(name)] = rcode
+	name, typ, _ := strings.Cut(name, " ")
+	s.rcodes[dns.CanonicalName(name)+typ] = rcode
 }
 
 // SetDelay answers queries for a name late; a negative delay never answers. 0 ends it.
@@ -217,7 +220,7 @@ func (s *Server) serve(w dns.ResponseWriter, query *dns.Msg) {
 func (s *Server) reply(query *dns.Msg, q dns.Question) *dns.Msg {
 	reply := new(dns.Msg).SetReply(query)
 	reply.Authoritative, reply.RecursionAvailable = true, true
-	if rcode := s.rcodes[q.Name]; rcode != 0 {
+	if rcode := cmp.Or(s.rcodes[q.Name], s.rcodes[q.Name+dns.TypeToString[q.Qtype]]); rcode != 0 {
 		reply.Rcode = rcode
 		return reply
 	}
