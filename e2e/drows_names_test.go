@@ -206,17 +206,23 @@ func TestD1_NamesDecideAsTheRulesOfMailSay(t *testing.T) {
 	all, _ := trap.Sessions()
 	require.Zero(t, all, "no address stands in for an MX")
 
-	for _, n := range names { // the name servers are mended
+	for _, n := range names { // the names are mended, and fail meanwhile
+		if n.want != "deferred" {
+			continue
+		}
 		domain := n.name + ".example"
+		all := []string{domain, "mx." + domain, "mx2." + domain, "b." + domain}
+		for _, name := range all {
+			r.dns.SetRcode(name, dns.RcodeServerFailure)
+			r.dns.Remove(name)
+		}
+		r.zone(domain, "@ MX 10 mx.@", "@ A 127.0.0.1", "mx.@ A 127.0.0.1", "mx2.@ A 127.0.0.1", "b.@ A 127.0.0.1")
 		for q := range n.rcode {
 			r.dns.SetRcode(strings.ReplaceAll(q, "@", domain), dns.RcodeSuccess)
 		}
 		r.dns.SetDelay(strings.ReplaceAll(n.silent, "@", domain), 0)
-		if n.want == "deferred" {
-			for _, of := range []string{"", "mx.", "b."} {
-				r.dns.Remove(of + domain)
-			}
-			r.zone(domain, "@ MX 10 mx.@", "mx.@ A 127.0.0.1", "mx2.@ A 127.0.0.1", "b.@ A 127.0.0.1")
+		for _, name := range all {
+			r.dns.SetRcode(name, dns.RcodeSuccess)
 		}
 	}
 	for i, n := range names {
