@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"container/heap"
-	"slices"
 	"time"
 )
 
@@ -22,6 +21,9 @@ type limiter struct {
 
 	running int // connections, or for accounts and campaigns transactions
 	called  int // sites that lease for a connection that is kept for them
+
+	yielding int // workers that end to give way to sites in the line
+
 	line    []waiter
 	inLine  map[waiter]bool
 	calling bool
@@ -214,10 +216,18 @@ func (s *Scheduler) wait(d *denial, w waiter, now time.Time) {
 // minAlarm keeps a fast rate from waking the scheduler for each message.
 const minAlarm = 2 * time.Millisecond
 
-// bareWaits tells whether a site without any connection stands in the line of a provider or source. It looks at no more sites
-// than there may be connections, and one: those before it have one.
+// bareWaits tells whether more sites without any connection stand in the line of a provider or source than workers give way
+// to. It looks at few more sites than there may be connections: the others in line have one.
 func (l *limiter) bareWaits() bool {
-	return slices.ContainsFunc(l.line, func(w waiter) bool { return w.flow == nil && w.site.own.running == 0 && !w.site.called })
+	n := 0
+	for _, w := range l.line {
+		if w.flow == nil && w.site.own.running == 0 && !w.site.called {
+			if n++; n > l.yielding {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // call lets those in line try again, first come first served but for sites that have a connection while others have none, as

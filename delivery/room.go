@@ -149,7 +149,7 @@ const (
 
 // givesWay tells whether a worker that has just sent bulk, or something else, ends although its site may have more for it:
 // all connections are taken, in all or of its provider or source, its turn is over, and a site that has none could use its
-// place. The caller holds mu.
+// place. Of a provider's or source's connections one for each of those is given. The caller holds mu.
 func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
 	if w.sent < turnLength && now.Sub(w.began) < turnTime {
 		return false
@@ -159,6 +159,8 @@ func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
 	}
 	for _, l := range w.site.limiters() {
 		if l.full(l.running+l.called) != nil && l.bareWaits() {
+			l.yielding++
+			w.yields = l
 			return true
 		}
 	}

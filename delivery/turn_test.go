@@ -76,11 +76,37 @@ func TestABusySiteGivesWayAtItsProvider(t *testing.T) {
 				require.Equal(t, [standings]int{}, s.bare)
 				for _, st := range s.sites {
 					for _, l := range st.limiters() {
-						require.Zero(t, l.running+l.called, l.label())
+						require.Zero(t, l.running+l.called+l.yielding, l.label())
 						require.Empty(t, l.line, l.label())
 					}
 				}
 			})
 		})
 	}
+}
+
+// TestOneWorkerGivesWayToOneSite has two workers end their turns at a time while one site waits: one goes on.
+func TestOneWorkerGivesWayToOneSite(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, nil)
+	r.cfg.Limits.Source = map[string]Limit{defaultName: {Connections: 2}}
+	s := r.start().sched
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	busy := s.newSite(&route{key: "busy", name: "mx.busy.example"})
+	l := busy.source
+	for _, own := range []*limiter{busy.own, l} {
+		own.running = 2
+		defer func() { own.running = 0 }()
+	}
+	now := s.now()
+	one, two := &worker{site: busy, began: now, sent: turnLength}, &worker{site: busy, began: now, sent: turnLength}
+	require.False(t, s.givesWay(one, false, now), "nobody waits")
+	for i, name := range []string{"first", "second"} {
+		s.wait(&denial{by: l, reason: waitConnections}, waiter{site: s.newSite(&route{key: name, name: "mx.example"})}, now)
+		require.True(t, s.givesWay([]*worker{one, two}[i], false, now))
+		require.False(t, s.givesWay(two, false, now), "who waits gets the place of the other")
+	}
+	require.False(t, s.givesWay(&worker{site: busy, began: now, sent: turnLength - 1}, false, now), "its turn is not over")
+	l.line, l.inLine, l.yielding = nil, nil, 0
 }

@@ -260,6 +260,7 @@ type worker struct {
 	sent    int                // transactions
 	cancel  context.CancelFunc // of its first connection
 	hurried bool               // that took too long while others waited
+	yields  *limiter           // in whose line a site gets its place, nil for none
 }
 
 // prove counts a worker as one that has a session, or needs none any more. The caller holds mu.
@@ -311,6 +312,9 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 	s.mu.Lock()
 	for _, l := range st.limiters() {
 		l.running--
+	}
+	if w.yields != nil {
+		w.yields.yielding--
 	}
 	if st.starved && st.own.running == 0 { // it had its turn
 		s.bare[st.stands]++
