@@ -192,7 +192,7 @@ func TestT06_QuotaStopsTheProvider(t *testing.T) {
 		case s.Verb == "RCPT" && s.Seen == 40:
 			complained = time.Now()
 			return testutil.Act{Reply: "421 4.7.28 unusual rate of mail", Drop: true}
-		case s.Verb == "MAIL" && !complained.IsZero() && time.Since(complained) > pause-time.Second: // else it was under way
+		case s.Verb == "MAIL" && !complained.IsZero() && time.Since(complained) > time.Second: // else it was under way
 			if again.IsZero() {
 				again = time.Now()
 			}
