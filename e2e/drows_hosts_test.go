@@ -82,6 +82,33 @@ func TestD3_EqualHostsShareAndDeadOnesAreSkipped(t *testing.T) {
 	require.Contains(t, stderr, "delivery.connect_timeout")
 }
 
+// TestFamiliesAlternateBetweenAttempts: a host with two addresses that wants to be asked again is asked by IPv6, by IPv4, and where
+// it was asked first (issue 5, "Addresses").
+func TestFamiliesAlternateBetweenAttempts(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	asked := make(chan string, 10)
+	for _, ip := range []string{"::1", "127.0.0.1"} {
+		(&testutil.MX{IP: ip, Port: port, Rule: func(s testutil.Step) testutil.Act {
+			if s.Verb != "RCPT" {
+				return testutil.Act{}
+			}
+			asked <- ip
+			if len(asked) < 3 {
+				return testutil.Act{Reply: "450 4.2.0 come back"}
+			}
+			return testutil.Act{}
+		}}).Start(t)
+	}
+	r := newRelay(t, options{mxPort: port, level: "info", deliv: "idle_timeout = \"0s\""})
+	r.domain("shop.example")
+	r.zone("dest.example", "@ MX 10 mx.@", "mx.@ AAAA ::1", "mx.@ A 127.0.0.1")
+	e := r.final(t, r.mailTo(t, "a@dest.example"), 0)
+	require.Equal(t, "delivered", e.State)
+	require.Equal(t, 3, e.Attempts)
+	require.Equal(t, []string{"::1", "127.0.0.1", "::1"}, []string{<-asked, <-asked, <-asked})
+}
+
 // TestD3_DeadDomainSlowsNobody queues 10,000 envelopes for a host that never answers, and sends letters to another one
 // meanwhile. Were they to wait for a connect to end they would come too late: it lasts a minute.
 func TestD3_DeadDomainSlowsNobody(t *testing.T) {
