@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/testutil"
+	"relayd/internal/tlspolicy"
 	"relayd/spool"
 )
 
@@ -147,7 +148,7 @@ func TestPolicyOfADomainComesBeforeItsSite(t *testing.T) {
 	mx := (&testutil.MX{TLS: ca.Server(t, "somebody.else")}).Start(t)
 	r := newRig(t, mx.PortNumber(), zone())
 	r.deps.Roots = ca.Pool()
-	r.cfg.Rules = []Rule{{RecipientDomains: []string{"dest.example"}, TLS: TLSVerify}}
+	r.cfg.Rules = []Rule{{RecipientDomains: []string{"dest.example"}, TLS: tlspolicy.Verify}}
 	r.sleepless().start()
 	require.Equal(t, "TLS1.3", r.outcome(r.send("a@other.example"), 0).Result.TLS, "its session is open and idle now")
 	idle, _ := r.sched.pool.size("")

@@ -18,15 +18,16 @@ import (
 	"github.com/emersion/go-sasl"
 
 	"relayd/internal/mail"
+	"relayd/internal/tlspolicy"
 )
 
 // target is one address of one host.
 type target struct {
 	host     string
 	addr     netip.AddrPort
-	smart    *Smarthost // nil: an MX host
-	source   *source    // nil: the system chooses
-	tls      string     // level of an MX host, "" for opportunistic
+	smart    *Smarthost      // nil: an MX host
+	source   *source         // nil: the system chooses
+	tls      tlspolicy.Level // level of an MX host, "" for opportunistic
 	chunking bool
 }
 
@@ -63,10 +64,10 @@ func (o *opener) openAny(ctx context.Context, t target) (*Session, error) {
 		return o.openSmarthost(ctx, t)
 	}
 	s, err := o.openPlain(ctx, t)
-	if err != nil || t.tls == TLSNone {
+	if err != nil || t.tls == tlspolicy.None {
 		return s, err
 	}
-	strict := t.tls == TLSRequire || t.tls == TLSVerify
+	strict := t.tls.Strict()
 	switch {
 	case strict && !s.ext.startTLS:
 		s.abort()
@@ -80,12 +81,7 @@ func (o *opener) openAny(ctx context.Context, t target) (*Session, error) {
 		return s, nil
 	}
 	// Opportunistic (RFC 7435): encrypted to whoever answers is better than open to everybody.
-	err = s.startTLS(&tls.Config{
-		ServerName:         t.host,
-		InsecureSkipVerify: t.tls != TLSVerify, //nolint:gosec // no policy asks for a name, and plain text would be worse
-		RootCAs:            o.roots,
-		MinVersion:         tls.VersionTLS12,
-	})
+	err = s.startTLS(t.tls.Client(t.host, o.roots))
 	if err == nil {
 		err = o.ehlo(s)
 	}

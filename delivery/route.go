@@ -14,6 +14,7 @@ import (
 
 	"relayd/internal/mail"
 	"relayd/internal/resolver"
+	"relayd/internal/tlspolicy"
 	"relayd/spool"
 )
 
@@ -24,11 +25,11 @@ type route struct {
 	hosts    []host     // by preference
 	smart    *Smarthost // nil: direct
 	port     uint16
-	fallback string   // route to take while the site is suspended, "" for none
-	source   *source  // nil: the system chooses
-	tls      string   // level towards MX hosts, "" for opportunistic
-	chunking bool     // BDAT where it is offered
-	refusal  *refusal // nothing to connect to
+	fallback string          // route to take while the site is suspended, "" for none
+	source   *source         // nil: the system chooses
+	tls      tlspolicy.Level // towards MX hosts
+	chunking bool            // BDAT where it is offered
+	refusal  *refusal        // nothing to connect to
 }
 
 // host is one MX host.
@@ -178,9 +179,9 @@ func (r *route) with(t *routeTable, c choice) *route {
 	if r.source = t.sources[c.source]; r.source != nil {
 		r.key += " from " + r.source.name
 	}
-	if r.smart == nil && c.tls != "" && c.tls != TLSOpportunistic {
+	if r.smart == nil && c.tls != "" && c.tls != tlspolicy.Opportunistic {
 		r.tls = c.tls
-		r.key += " tls " + c.tls
+		r.key += " tls " + string(c.tls)
 	}
 	return r
 }

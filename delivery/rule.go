@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"relayd/internal/mail"
+	"relayd/internal/tlspolicy"
 	"relayd/spool"
 )
 
@@ -33,15 +34,8 @@ type Rule struct {
 	// Source is the name of a [[delivery.source]].
 	Source string `toml:"source"`
 	// TLS is what MX hosts must offer: opportunistic, require (any certificate), verify (one for the host's name) or none.
-	TLS string `toml:"tls"`
+	TLS tlspolicy.Level `toml:"tls"`
 }
-
-// The levels of TLS towards MX hosts.
-const (
-	TLSOpportunistic = "opportunistic" // whenever it is offered, with any certificate (RFC 7435)
-	TLSRequire       = "require"       // encrypted or not at all, with any certificate
-	TLSVerify        = "verify"        // encrypted, with a valid certificate for the host's name
-)
 
 // Routes that need no smarthost.
 const (
@@ -50,7 +44,10 @@ const (
 )
 
 // choice is what the rules say about a queue or a message.
-type choice struct{ route, fallback, source, tls string }
+type choice struct {
+	route, fallback, source string
+	tls                     tlspolicy.Level
+}
 
 // maxRules bounds the rules and the values of each of their lists.
 const (
@@ -140,9 +137,7 @@ func (c *Config) validateRules(add func(format string, args ...any), routes map[
 		if r.Source != "" && !sources[r.Source] {
 			fail("source", "there is no delivery.source named %q", r.Source)
 		}
-		switch r.TLS {
-		case "", TLSOpportunistic, TLSRequire, TLSVerify, TLSNone:
-		default:
+		if !r.TLS.Valid() {
 			fail("tls", "%q is none of opportunistic, require, verify, none", r.TLS)
 		}
 	}

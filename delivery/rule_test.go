@@ -9,6 +9,7 @@ import (
 
 	"relayd/internal/mail"
 	"relayd/internal/testutil"
+	"relayd/internal/tlspolicy"
 	"relayd/spool"
 )
 
@@ -18,10 +19,10 @@ func TestRulesChoose(t *testing.T) {
 	cfg.Smarthosts = []Smarthost{{Name: "up", Address: "smtp.up.example:587"}, {Name: "down", Address: "smtp.down.example:587"}}
 	cfg.Sources = []Source{{Name: "bulk", EHLO: "bulk.relay.test"}, {Name: "fast", EHLO: "fast.relay.test"}}
 	cfg.Rules = []Rule{
-		{RecipientDomains: []string{"Bank.Example", ".bank.example"}, TLS: TLSVerify},
+		{RecipientDomains: []string{"Bank.Example", ".bank.example"}, TLS: tlspolicy.Verify},
 		{RecipientDomains: []string{"sink.example"}, Route: RouteDiscard},
 		{SenderDomains: []string{"legacy.example"}, Route: "down", Fallback: RouteMX},
-		{SenderDomains: []string{".legacy.example"}, Accounts: []string{"shop"}, Source: "fast", TLS: TLSRequire},
+		{SenderDomains: []string{".legacy.example"}, Accounts: []string{"shop"}, Source: "fast", TLS: tlspolicy.Require},
 		{Campaigns: []string{"*"}, Source: "bulk"},
 		{Accounts: []string{"shop"}, Streams: []string{"codes"}, Route: "up", Fallback: RouteMX, Source: "fast"},
 		{Route: RouteMX, Fallback: "up"},
@@ -35,16 +36,16 @@ func TestRulesChoose(t *testing.T) {
 		apart                           bool // waits in a queue of its sender's domain
 	}{
 		{name: "the_last_rule_is_for_the_rest", domain: "dest.example", want: choice{route: "mx", fallback: "up"}},
-		{name: "domain", domain: "bank.example", want: choice{route: "mx", fallback: "up", tls: TLSVerify}},
-		{name: "domain_below", domain: "a.b.bank.example", want: choice{route: "mx", fallback: "up", tls: TLSVerify}},
+		{name: "domain", domain: "bank.example", want: choice{route: "mx", fallback: "up", tls: tlspolicy.Verify}},
+		{name: "domain_below", domain: "a.b.bank.example", want: choice{route: "mx", fallback: "up", tls: tlspolicy.Verify}},
 		{name: "domain_that_only_ends_alike", domain: "riverbank.example", want: choice{route: "mx", fallback: "up"}},
 		{name: "campaign", stream: "cmp_06gzmrq9761tb5f36yr0", domain: "dest.example", want: choice{route: "mx", fallback: "up", source: "bulk"}},
-		{name: "stream_of_an_account", account: "shop", stream: "codes", domain: "bank.example", want: choice{route: "up", fallback: "mx", source: "fast", tls: TLSVerify}},
+		{name: "stream_of_an_account", account: "shop", stream: "codes", domain: "bank.example", want: choice{route: "up", fallback: "mx", source: "fast", tls: tlspolicy.Verify}},
 		{name: "stream_of_another_account", account: "other", stream: "codes", domain: "dest.example", want: choice{route: "mx", fallback: "up"}},
 		{name: "sender", domain: "dest.example", sender: "legacy.example", want: choice{route: "down", fallback: "mx"}, apart: true},
-		{name: "sender_below", account: "shop", domain: "dest.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up", source: "fast", tls: TLSRequire}, apart: true},
+		{name: "sender_below", account: "shop", domain: "dest.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up", source: "fast", tls: tlspolicy.Require}, apart: true},
 		{name: "sender_below_of_another_account", account: "other", domain: "dest.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up"}},
-		{name: "sender_adds_to_an_earlier_rule", account: "shop", domain: "bank.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up", source: "fast", tls: TLSVerify}, apart: true},
+		{name: "sender_adds_to_an_earlier_rule", account: "shop", domain: "bank.example", sender: "a.legacy.example", want: choice{route: "mx", fallback: "up", source: "fast", tls: tlspolicy.Verify}, apart: true},
 		{name: "an_earlier_rule_wins_over_the_sender", domain: "sink.example", sender: "legacy.example", want: choice{route: RouteDiscard}, apart: true},
 		{name: "another_sender", domain: "dest.example", sender: "shop.example", want: choice{route: "mx", fallback: "up"}},
 		{name: "null_path", domain: "dest.example", want: choice{route: "mx", fallback: "up"}},
@@ -181,7 +182,7 @@ func TestRulesOfTheSendersDomain(t *testing.T) {
 	r.cfg.Sources = []Source{{Name: "legacy", EHLO: "legacy.relay.test"}}
 	r.cfg.Rules = []Rule{
 		{SenderDomains: []string{"legacy.example"}, Source: "legacy"},
-		{SenderDomains: []string{"secret.example"}, TLS: TLSRequire},
+		{SenderDomains: []string{"secret.example"}, TLS: tlspolicy.Require},
 		{SenderDomains: []string{"relayed.example"}, Route: "down", Fallback: RouteMX},
 	}
 	r.cfg.SuspendFirst, r.cfg.SuspendMax = r.cfg.Retry.FirstDelay, r.cfg.Retry.FirstDelay // longer than the test
@@ -213,18 +214,19 @@ func TestRulesAboutTLS(t *testing.T) {
 	t.Parallel()
 	ca := testutil.NewCA(t)
 	tests := []struct {
-		name, level string
-		mx          *testutil.MX
-		tls         string // of the delivered mail, "-" for none delivered
+		name  string
+		level tlspolicy.Level
+		mx    *testutil.MX
+		tls   string // of the delivered mail, "-" for none delivered
 	}{
-		{"opportunistic_encrypts_to_anybody", TLSOpportunistic, &testutil.MX{TLS: ca.Server(t, "somebody.else")}, "TLS1.3"},
-		{"none_does_not_ask", TLSNone, &testutil.MX{TLS: ca.Server(t, "mx.dest.example")}, ""},
-		{"require_takes_any_certificate", TLSRequire, &testutil.MX{TLS: ca.Server(t, "somebody.else")}, "TLS1.3"},
-		{"require_refuses_a_stripped_host", TLSRequire, &testutil.MX{}, "-"},
-		{"require_refuses_broken_tls", TLSRequire, &testutil.MX{Extensions: []string{"STARTTLS"}, Rule: on("STARTTLS", testutil.Act{BadTLS: true})}, "-"},
-		{"require_refuses_a_host_that_refuses", TLSRequire, &testutil.MX{TLS: ca.Server(t, "mx.dest.example"), Rule: on("STARTTLS", testutil.Act{Reply: "454 4.7.0 no"})}, "-"},
-		{"verify_takes_the_right_name", TLSVerify, &testutil.MX{TLS: ca.Server(t, "mx.dest.example")}, "TLS1.3"},
-		{"verify_refuses_another_name", TLSVerify, &testutil.MX{TLS: ca.Server(t, "somebody.else")}, "-"},
+		{"opportunistic_encrypts_to_anybody", tlspolicy.Opportunistic, &testutil.MX{TLS: ca.Server(t, "somebody.else")}, "TLS1.3"},
+		{"none_does_not_ask", tlspolicy.None, &testutil.MX{TLS: ca.Server(t, "mx.dest.example")}, ""},
+		{"require_takes_any_certificate", tlspolicy.Require, &testutil.MX{TLS: ca.Server(t, "somebody.else")}, "TLS1.3"},
+		{"require_refuses_a_stripped_host", tlspolicy.Require, &testutil.MX{}, "-"},
+		{"require_refuses_broken_tls", tlspolicy.Require, &testutil.MX{Extensions: []string{"STARTTLS"}, Rule: on("STARTTLS", testutil.Act{BadTLS: true})}, "-"},
+		{"require_refuses_a_host_that_refuses", tlspolicy.Require, &testutil.MX{TLS: ca.Server(t, "mx.dest.example"), Rule: on("STARTTLS", testutil.Act{Reply: "454 4.7.0 no"})}, "-"},
+		{"verify_takes_the_right_name", tlspolicy.Verify, &testutil.MX{TLS: ca.Server(t, "mx.dest.example")}, "TLS1.3"},
+		{"verify_refuses_another_name", tlspolicy.Verify, &testutil.MX{TLS: ca.Server(t, "somebody.else")}, "-"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

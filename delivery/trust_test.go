@@ -12,6 +12,7 @@ import (
 
 	"relayd/internal/mail"
 	"relayd/internal/testutil"
+	"relayd/internal/tlspolicy"
 	"relayd/spool"
 )
 
@@ -183,7 +184,7 @@ func TestD5EachReplyIsForItsRecipient(t *testing.T) {
 
 func TestD8StrictRulesNeverFallBackToClear(t *testing.T) {
 	t.Parallel()
-	for _, level := range []string{TLSRequire, TLSVerify} {
+	for _, level := range []tlspolicy.Level{tlspolicy.Require, tlspolicy.Verify} {
 		for name, mx := range map[string]*testutil.MX{
 			"stripped": {}, "garbage": {Extensions: []string{"STARTTLS"}, Rule: on("STARTTLS", testutil.Act{BadTLS: true})},
 		} {
