@@ -188,7 +188,7 @@ func TestD8StrictRulesNeverFallBackToClear(t *testing.T) {
 		for name, mx := range map[string]*testutil.MX{
 			"stripped": {}, "garbage": {Extensions: []string{"STARTTLS"}, Rule: on("STARTTLS", testutil.Act{BadTLS: true})},
 		} {
-			t.Run(level+"_"+name, func(t *testing.T) {
+			t.Run(string(level)+"_"+name, func(t *testing.T) {
 				t.Parallel()
 				mx := &testutil.MX{Extensions: mx.Extensions, Rule: mx.Rule}
 				mx.Start(t)

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -39,11 +40,21 @@ func TestLevels(t *testing.T) {
 // handshake is the client's result.
 func handshake(t *testing.T, client, server *tls.Config) error {
 	t.Helper()
-	c, s := net.Pipe()
-	defer c.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", server)
+	require.NoError(t, err)
+	defer l.Close()
 	go func() {
-		_ = tls.Server(s, server).Handshake()
-		_ = s.Close()
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_ = c.(*tls.Conn).HandshakeContext(t.Context()) //nolint:forcetypeassert // of tls.Listen
+		_ = c.Close()
 	}()
-	return tls.Client(c, client).HandshakeContext(t.Context())
+	d := tls.Dialer{Config: client, NetDialer: &net.Dialer{Timeout: 10 * time.Second}}
+	c, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err == nil {
+		_ = c.Close()
+	}
+	return err
 }
