@@ -21,7 +21,10 @@ import (
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	const waiting = 200
-	for name, jump := range map[string]time.Duration{"ten_days_ahead": 240 * time.Hour, "an_hour_back": -time.Hour} {
+	for name, jump := range map[string]time.Duration{
+		"ten_days_ahead": 240 * time.Hour, // the site is forgotten meanwhile, and its rate with it
+		"half_an_hour_ahead": 30 * time.Minute, "an_hour_back": -time.Hour,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
@@ -78,7 +81,10 @@ func TestClockJumps(t *testing.T) {
 // clock that does not jump; here it does.
 func TestG10_RatesHoldWhenTheClockJumps(t *testing.T) {
 	t.Parallel()
-	for name, jump := range map[string]time.Duration{"ten_days_ahead": 240 * time.Hour, "an_hour_back": -time.Hour} {
+	for name, jump := range map[string]time.Duration{
+		"ten_days_ahead": 240 * time.Hour, // the site is forgotten meanwhile, and its rate with it
+		"half_an_hour_ahead": 30 * time.Minute, "an_hour_back": -time.Hour,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
