@@ -22,7 +22,7 @@ func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	const waiting = 200
 	for name, jump := range map[string]time.Duration{
-		"ten_days_ahead": 240 * time.Hour, // the site is forgotten meanwhile, and its rate with it
+		"ten_days_ahead":     240 * time.Hour, // the site is forgotten meanwhile, and its rate with it
 		"half_an_hour_ahead": 30 * time.Minute, "an_hour_back": -time.Hour,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestClockJumps(t *testing.T) {
 func TestG10_RatesHoldWhenTheClockJumps(t *testing.T) {
 	t.Parallel()
 	for name, jump := range map[string]time.Duration{
-		"ten_days_ahead": 240 * time.Hour, // the site is forgotten meanwhile, and its rate with it
+		"ten_days_ahead":     240 * time.Hour, // the site is forgotten meanwhile, and its rate with it
 		"half_an_hour_ahead": 30 * time.Minute, "an_hour_back": -time.Hour,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -165,6 +165,7 @@ func (b *Bolt) begin() {
 	b.checkpoint.done = done
 	m := mark{salt: b.journal.salt, epoch: l.epoch - 1, open: true}
 	go func() {
+		defer b.signal() // behind the close, or the committer might look too early
 		defer close(done)
 		start := time.Now()
 		err := b.flush(l.frozen, m)
@@ -179,7 +180,6 @@ func (b *Bolt) begin() {
 		now.frozen = nil
 		b.layers.Store(&now)
 		b.mu.Unlock()
-		b.signal()
 	}()
 }
 
@@ -241,6 +241,9 @@ func (b *Bolt) keepUp() error {
 // empty brings everything into the file, and says in it whether the store goes on to be open. Nothing may be committed
 // meanwhile: it is for the committer, and for what comes after it.
 func (b *Bolt) empty(open bool) error {
+	if err := b.Err(); err != nil {
+		return err
+	}
 	if _, err := b.settled(true); err != nil {
 		return err
 	}
