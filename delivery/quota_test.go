@@ -18,14 +18,14 @@ func TestT06_AfterTheQuotaOneConnectionMoreAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var complained, again time.Time
-		busy, pending, after := 0, 0, []int(nil) // transactions at a time; those of the complaint; when the nth came after the pause
+		busy, late, after := 0, 0, []int(nil) // transactions at a time; those that ended in the pause; how many there were when the nth came after it
 		mx := &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case s.Verb != "RCPT":
 			case complained.IsZero() && s.Seen == 80:
-				complained, pending = time.Now(), busy
+				complained = time.Now()
 				return testutil.Act{Reply: "421 4.7.28 Gmail has detected an unusual rate of mail", Drop: true}
 			case !complained.IsZero() && time.Since(complained) > time.Second && again.IsZero():
 				again = time.Now()
@@ -42,6 +42,9 @@ func TestT06_AfterTheQuotaOneConnectionMoreAtATime(t *testing.T) {
 			<-time.After(10 * time.Second)
 			mu.Lock()
 			busy--
+			if !complained.IsZero() && again.IsZero() {
+				late++
+			}
 			mu.Unlock()
 		}
 		r := googleRig(t, mx)
@@ -52,7 +55,7 @@ func TestT06_AfterTheQuotaOneConnectionMoreAtATime(t *testing.T) {
 		}
 		<-time.After(9 * time.Minute)
 		mu.Lock()
-		require.Greater(t, pending, 10, "many were under way")
+		require.Greater(t, late, 5, "many were under way")
 		require.True(t, again.IsZero(), "%v", again.Sub(complained))
 		mu.Unlock()
 		require.Zero(t, r.logs.count("site.resumed"), "those that were under way do not end the pause")
