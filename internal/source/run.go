@@ -61,6 +61,9 @@ func (s *Service) begin(ctx context.Context, source id) (*run, error) {
 			return err
 		}
 		now := s.now()
+		if !st.due(now) {
+			return errNotDue
+		}
 		full := r.rec.Config.FullResync
 		r.id, r.report = st.Queued, api.SourceRun{Trigger: "schedule", QueuedAt: now}
 		if r.id.IsZero() {

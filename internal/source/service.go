@@ -141,10 +141,9 @@ func (s *Service) startDue(ctx context.Context, wg *sync.WaitGroup) (time.Durati
 				return false, err
 			}
 			switch {
-			case !st.Running.IsZero(), st.Queued.IsZero() && st.NextAt.IsZero():
-			case !st.Queued.IsZero() || !now.Before(st.NextAt):
+			case st.due(now):
 				due = append(due, id(k))
-			default:
+			case st.Running.IsZero() && !st.NextAt.IsZero():
 				wait = min(wait, st.NextAt.Sub(now))
 			}
 			return true, nil
@@ -160,6 +159,14 @@ func (s *Service) startDue(ctx context.Context, wg *sync.WaitGroup) (time.Durati
 	}
 	return max(wait, time.Millisecond), nil
 }
+
+// due tells whether a run may begin: it was asked for, or its time has come.
+func (st *state) due(now time.Time) bool {
+	return st.Running.IsZero() && (!st.Queued.IsZero() || !st.NextAt.IsZero() && !now.Before(st.NextAt))
+}
+
+// errNotDue says that the run for which a source was due has ended since.
+var errNotDue = errors.New("source is no longer due")
 
 // start runs one source unless it runs already; false when there is no room.
 func (s *Service) start(ctx context.Context, source id, wg *sync.WaitGroup) bool {
@@ -187,7 +194,7 @@ func (s *Service) start(ctx context.Context, source id, wg *sync.WaitGroup) bool
 		}()
 		r, err := s.begin(ctx, source)
 		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, ErrNotFound) {
+			if ctx.Err() == nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, errNotDue) {
 				s.log.Error("source.stalled", "source", formatSource(source), "err", err)
 			}
 			return

@@ -170,6 +170,8 @@ func TestAChangedSourceStopsItsRun(t *testing.T) {
 	require.NoError(t, err)
 	source, err := parseID(src.ID, sourcePrefix)
 	require.NoError(t, err)
+	_, err = s.Sync(t.Context(), "shop", src.ID, false, nil)
+	require.NoError(t, err)
 	r, err := s.begin(t.Context(), source)
 	require.NoError(t, err)
 	require.NoError(t, r.findList(t.Context()))
