@@ -98,7 +98,8 @@ var temporary = regexp.MustCompile(`^45[12] |unexpected reply 45[12] |^storage_u
 
 // TestFaultOfWrite lets writes to the journal and to the store file, and the growth of that, fail for want of space. Once
 // may be mended unseen: the journal has another file, and the store file is written later. (strace counts by thread, so that
-// a second one may follow at once.) Several times, the client gets a temporary refusal, nothing of its message is ever seen, and the next message is accepted without a restart.
+// a second one may follow at once.) Several times, the client gets a temporary refusal, nothing of its message is ever seen,
+// and the next message is accepted without a restart.
 func TestFaultOfWrite(t *testing.T) {
 	t.Parallel()
 	canTrace(t)
