@@ -91,7 +91,7 @@ func sendMany(b *testing.B, addr string, message []byte, n int) time.Duration {
 	for i := range clients {
 		conn, err := net.Dial("tcp", addr)
 		require.NoError(b, err)
-		c := &client{t: b, Conn: conn, r: bufio.NewReader(conn)}
+		c := &client{t: b, Conn: conn, r: bufio.NewReader(conn), theirs: true}
 		c.expect("220")
 		c.cmd("EHLO x", "250")
 		c.cmd("AUTH PLAIN "+plainIR("app", "secret"), "235")
