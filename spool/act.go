@@ -3,7 +3,6 @@ package spool
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,62 +22,6 @@ const (
 	ActionFail    Action = "fail"    // settles as failed
 	ActionMove    Action = "move"    // to another route, due now: see Move
 )
-
-// The domain of a queue may begin with what keeps its envelopes apart from others to the same domain: no domain holds a
-// colon.
-const (
-	fromSender = "from:" // the sender's domain, where a rule asks for it
-	viaRoute   = "via:"  // the route that the queue is bound to
-)
-
-// RouteMX is the one route whose queues keep the recipient's domain: it is looked up there.
-const RouteMX = "mx"
-
-// QueueDomain names the queue in which envelopes to domain wait: apart from those of other senders' domains, unless sender
-// is "", and for a route: a smarthost, RouteMX, or "" for the one that is found when they are due.
-func QueueDomain(sender, route, domain string) string {
-	switch route {
-	case "":
-	case RouteMX:
-		domain = viaRoute + RouteMX + ":" + domain
-	default:
-		domain = viaRoute + route
-	}
-	if sender == "" {
-		return domain
-	}
-	return fromSender + sender + ":" + domain
-}
-
-// Sender returns the domain of the senders whose mail the queue holds, "" where it holds everybody's.
-func (q Queue) Sender() string {
-	sender, _, _ := q.parts()
-	return sender
-}
-
-// Via returns the route that the queue is bound to, "" for none.
-func (q Queue) Via() string {
-	_, route, _ := q.parts()
-	return route
-}
-
-// Recipient returns the recipients' domain, "" where the queue is bound to a route that takes all domains.
-func (q Queue) Recipient() string {
-	_, _, domain := q.parts()
-	return domain
-}
-
-// parts is the inverse of QueueDomain.
-func (q Queue) parts() (sender, route, domain string) {
-	domain = q.Domain
-	if rest, ok := strings.CutPrefix(domain, fromSender); ok {
-		sender, domain, _ = strings.Cut(rest, ":")
-	}
-	if rest, ok := strings.CutPrefix(domain, viaRoute); ok {
-		route, domain, _ = strings.Cut(rest, ":")
-	}
-	return sender, route, domain
-}
 
 // event is the type of the event that tells of one envelope, "" for an unknown action.
 func (a Action) event() string {
@@ -432,86 +375,4 @@ func (s *Store) countMoves(moves []move, o Outcome) {
 			s.metrics.settled.WithLabelValues(o.String()).Inc()
 		}
 	}
-}
-
-// CancelCampaign settles the envelopes of a campaign that wait or are held as cancelled, in slices, and tells how
-// many. Leased ones are left to their attempt. The caller has ended the fan-out before.
-func (s *Store) CancelCampaign(ctx context.Context, campaign string) (int, error) {
-	total := 0
-	for _, q := range s.queues.ofStream(campaign) {
-		for {
-			versions := s.queues.versions([]Queue{q})
-			n, err := s.cancelSlice(ctx, campaign, q)
-			if err != nil {
-				return total, fmt.Errorf("cancel campaign %s: %w", campaign, err)
-			}
-			if total += n; n == 0 {
-				s.queues.corrected([]Queue{q}, versions, [][classes]int64{{never, never, never}})
-				break
-			}
-		}
-	}
-	return total, nil
-}
-
-// cancelSlice cancels some envelopes of one queue.
-func (s *Store) cancelSlice(ctx context.Context, campaign string, q Queue) (n int, err error) {
-	var moves []move
-	r := Result{Outcome: Cancelled, Reason: "campaign_cancelled", At: s.now()}
-	err = s.db.Update(ctx, func(tx kv.Tx) error {
-		n, moves = 0, moves[:0]
-		if err := s.checkOwner(tx); err != nil {
-			return err
-		}
-		ids, err := idsOfQueue(tx, q, actSlice)
-		if err != nil || len(ids) == 0 {
-			return err
-		}
-		found, err := locate(tx, ids)
-		if err != nil {
-			return err
-		}
-		found = slices.DeleteFunc(found, func(l located) bool { return l.message.Campaign != campaign })
-		n, moves, err = s.settleWaiting(tx, found, r, nil, moves)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	s.queues.apply(moves)
-	s.countMoves(moves, Cancelled)
-	return n, nil
-}
-
-// idsOfQueue lists envelopes of a queue that wait or are held.
-func idsOfQueue(tx kv.Tx, q Queue, most int) ([]mail.EnvelopeID, error) {
-	var ids []mail.EnvelopeID
-	for class := range classes {
-		prefix := appendQueueKey(nil, q, class)
-		for _, table := range [...]kv.Table{tableDue, tableHeld} {
-			if len(ids) >= most {
-				return ids, nil
-			}
-			err := tx.Scan(table, prefix, kv.PrefixEnd(prefix), func(k, _ []byte) (bool, error) {
-				id, err := mail.EnvelopeIDFromKey(k[max(0, len(k)-mail.EnvelopeKeySize):])
-				ids = append(ids, id)
-				return len(ids) < most, err
-			})
-			if err != nil {
-				return nil, err
-			}
-		}
-	}
-	return ids, nil
-}
-
-// ofStream lists the queues of a stream or campaign.
-func (t *queueTable) ofStream(stream string) []Queue {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	names := make([]Queue, 0, len(t.streams[stream]))
-	for q := range t.streams[stream] {
-		names = append(names, q.name)
-	}
-	return names
 }

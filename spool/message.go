@@ -80,16 +80,6 @@ type Envelope struct {
 // it alone, and Added does not count it.
 func (e *Envelope) Known() bool { return e.known }
 
-// Queue is tenant/stream-or-campaign@domain: the unit in which work waits, is counted and is leased.
-type Queue struct {
-	Account string
-	Stream  string // stream, or campaign ID
-	Domain  string // recipient domain
-}
-
-// String returns account/stream@domain.
-func (q Queue) String() string { return q.Account + "/" + q.Stream + "@" + q.Domain }
-
 // Outcome is how an envelope ended. Every accepted envelope ends in exactly one.
 type Outcome uint8
 
