@@ -55,8 +55,8 @@ type BoltOptions struct {
 }
 
 // Bolt is the embedded engine: one bbolt file with a journal, one process. Updates are group-committed: one committer
-// goroutine takes whatever waits, runs it in one transaction, makes that durable in the journal, and answers all; there is
-// no timer. Checkpoints bring it into the file.
+// goroutine takes whatever waits, runs it in one transaction, makes that durable in the journal, and answers all, without a
+// timer. Checkpoints bring it into the file.
 type Bolt struct {
 	db      *bolt.DB
 	metrics *Metrics

@@ -1,6 +1,7 @@
 package kv_test
 
 import (
+	"bytes"
 	"io"
 	"os"
 	"path/filepath"
@@ -82,6 +83,18 @@ func (f *faulty) reopen() {
 	var err error
 	f.Bolt, err = kv.OpenBolt(f.path, kv.BoltOptions{})
 	require.NoError(f.t, err)
+}
+
+// writtenTo tells which files of the journal, 1 and 2 or both, have a put of the key.
+func (f *faulty) writtenTo(key string) (files int) {
+	for i, name := range kv.JournalNames(f.path) {
+		text, err := os.ReadFile(name)
+		require.NoError(f.t, err)
+		if bytes.Contains(text, append([]byte{1, 't', byte(len(key))}, key...)) {
+			files |= 1 << i
+		}
+	}
+	return files
 }
 
 func (f *faulty) backup() error {
@@ -179,8 +192,10 @@ func TestBothJournalsAreReplayed(t *testing.T) {
 	require.NoError(t, db.backup())
 	undo := replaceFile(t, db.path, "/dev/full")
 	require.NoError(t, db.put("b"))
-	<-time.After(1500 * time.Millisecond) // the checkpoint of "b" fails, and what comes now goes to the other file
-	require.NoError(t, db.put("c"))
+	first := db.writtenTo("b")
+	require.Eventually(t, func() bool { // the checkpoint of "b" fails after a second, and what comes then goes to the other file
+		return db.put("c") == nil && db.writtenTo("c")&^first != 0
+	}, 20*time.Second, 20*time.Millisecond)
 	require.NoError(t, db.Update(t.Context(), func(tx kv.Tx) error { return tx.Delete("t", []byte("b")) }))
 	require.NoError(t, db.put("d"))
 	db.requireKeys("a", "c", "d")
@@ -188,7 +203,6 @@ func TestBothJournalsAreReplayed(t *testing.T) {
 	for i, name := range kv.JournalNames(db.path) {
 		text, err := os.ReadFile(name)
 		require.NoError(t, err)
-		require.Contains(t, string(text), "RLJ1")
 		require.NoError(t, os.WriteFile(kv.JournalNames(copied)[i], text, 0o600))
 	}
 	text, err := os.ReadFile(db.path)

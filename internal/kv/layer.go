@@ -38,8 +38,6 @@ func (l *layer) copy() *layer {
 	return c
 }
 
-func (l *layer) empty() bool { return l == nil || l.bytes == 0 }
-
 // table is nil where the layer has nothing of it.
 func (l *layer) table(name Table) *btree.BTreeG[entry] {
 	if l == nil {
