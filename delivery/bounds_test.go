@@ -169,25 +169,7 @@ func TestPolicyOfADomainComesBeforeItsSite(t *testing.T) {
 func TestWhatWasLearnedSurvivesARestart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		mx := &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
-			if s.Verb == "RCPT" && s.Seen == 60 {
-				return testutil.Act{Reply: "421 4.7.28 unusual rate of mail", Drop: true}
-			}
-			return testutil.Act{}
-		}}
-		mx.Received = func(*testutil.Mail) { <-time.After(200 * time.Millisecond) }
-		r := googleRig(t, mx)
-		r.start()
-		for range 100 {
-			r.send("a@one.example")
-		}
-		<-time.After(time.Minute)
-		find := func() SiteState {
-			states := r.sched.SiteStates()
-			i := indexOf(states, "provider:google")
-			require.GreaterOrEqual(t, i, 0)
-			return states[i]
-		}
+		r, mx, find := complainedRig(t)
 		before := find()
 		require.NotZero(t, before.Pace)
 		sent := len(mx.Mails())

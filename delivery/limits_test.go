@@ -27,6 +27,31 @@ func googleRig(t *testing.T, mx *testutil.MX) *rig {
 	return r
 }
 
+// complainedRig is a googleRig whose provider has complained a minute ago, at the 60th of 100 messages. find is the state of
+// the provider.
+func complainedRig(t *testing.T) (r *rig, mx *testutil.MX, find func() SiteState) {
+	t.Helper()
+	mx = &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+		if s.Verb == "RCPT" && s.Seen == 60 {
+			return testutil.Act{Reply: "421 4.7.28 unusual rate of mail", Drop: true}
+		}
+		return testutil.Act{}
+	}}
+	mx.Received = func(*testutil.Mail) { <-time.After(200 * time.Millisecond) }
+	r = googleRig(t, mx)
+	r.start()
+	for range 100 {
+		r.send("a@one.example")
+	}
+	<-time.After(time.Minute)
+	return r, mx, func() SiteState {
+		states := r.sched.SiteStates()
+		i := indexOf(states, "provider:google")
+		require.GreaterOrEqual(t, i, 0)
+		return states[i]
+	}
+}
+
 // wireRig is a rig on a fake clock; each domain has one MX host, and all are the same.
 func wireRig(t testing.TB, w *wire, mx *testutil.MX, domains map[string]string) *rig {
 	w.accepts, w.closed = make(chan net.Conn), make(chan struct{})

@@ -33,7 +33,7 @@ func canMount(t *testing.T) {
 	devices, err := filepath.Glob("/dev/loop*")
 	require.NoError(t, err)
 	require.NotEmpty(t, devices, "there are no loop devices")
-	require.Zero(t, os.Geteuid(), "mounting needs root")
+	needsRoot(t, "mounting")
 }
 
 // newDisk mounts an empty ext4 file system of size bytes. It is removed with the test.

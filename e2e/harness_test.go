@@ -64,6 +64,18 @@ func needs(t *testing.T, programs ...string) {
 	}
 }
 
+// needsRoot skips a test of what only root may start, unless everything must be there.
+func needsRoot(t *testing.T, what string) {
+	t.Helper()
+	switch {
+	case os.Geteuid() == 0:
+	case os.Getenv("RELAYD_E2E") == "full":
+		t.Fatalf("%s needs root, and RELAYD_E2E=full asks for it", what)
+	default:
+		t.Skipf("%s needs root; RELAYD_E2E=full makes this a failure", what)
+	}
+}
+
 // wait polls cond, which looks at something outside of this process, until it holds.
 func wait(t *testing.T, what string, most time.Duration, cond func() bool) {
 	t.Helper()

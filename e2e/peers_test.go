@@ -183,12 +183,7 @@ type postfix struct {
 func newPostfix(t *testing.T, r *relay, l login, w way) *postfix {
 	t.Helper()
 	needs(t, "postfix", "postmap")
-	if os.Getuid() != 0 {
-		if os.Getenv("RELAYD_E2E") == "full" {
-			t.Fatal("Postfix starts as root only, and RELAYD_E2E=full asks for it")
-		}
-		t.Skip("Postfix starts as root only")
-	}
+	needsRoot(t, "Postfix")
 	dir, err := os.MkdirTemp("", "relayd-postfix-*") // t.TempDir's parents are closed to the user postfix
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })

@@ -43,12 +43,7 @@ func TestReceivers(t *testing.T) {
 }
 
 func receive(t *testing.T, mta receiver, chunking bool) {
-	if os.Getuid() != 0 {
-		if os.Getenv("RELAYD_E2E") == "full" {
-			t.Fatal("receiving MTAs start as root only, and RELAYD_E2E=full asks for them")
-		}
-		t.Skip("receiving MTAs start as root only")
-	}
+	needsRoot(t, "a receiving MTA")
 	dir, err := os.MkdirTemp("", "relayd-mx-*") // t.TempDir's parents are closed to the MTA's user
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -180,52 +175,12 @@ mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty && chmod 711 /var/spool/smtpd
 }
 
 func startExim(t *testing.T, dir, cert string, sink int) int {
-	program := peer(t, "exim4")
-	port := freePort(t)
 	certFile, keyFile := split(t, dir, cert)
-	for _, sub := range []string{"spool", "log"} {
-		require.NoError(t, os.Mkdir(filepath.Join(dir, sub), 0o750))
-	}
-	runProgram(t, "chown", "-R", "Debian-exim", filepath.Join(dir, "spool"), filepath.Join(dir, "log"), certFile, keyFile)
-	conf := filepath.Join(dir, "exim.conf")
-	writeFile(t, conf, fmt.Sprintf(`exim_path = %[1]s
-spool_directory = %[2]s/spool
-log_file_path = %[2]s/log/%%slog
-pid_file_path = %[2]s/exim.pid
-primary_hostname = mx.dest.example
-local_interfaces = 127.0.0.1
-daemon_smtp_ports = %[3]d
-tls_advertise_hosts = *
-tls_certificate = %[4]s
-tls_privatekey = %[5]s
-host_lookup =
-rfc1413_hosts =
-keep_environment =
-deliver_drop_privilege = true
-acl_smtp_rcpt = check
-acl_smtp_data = taken
-begin acl
-check:
-  accept recipients = ann@dest.example
-  deny message = 5.1.1 No such user
-taken:
-  accept
-begin routers
-out:
-  driver = manualroute
-  route_list = * 127.0.0.1
-  self = send
-  transport = smtp
-begin transports
-smtp:
-  driver = smtp
-  port = %[6]d
-  allow_localhost
-  hosts_try_dane =
-`, program, dir, port, certFile, keyFile, sink))
-	require.NoError(t, os.Chmod(conf, 0o644)) //nolint:gosec // read by the MTA's user
-	background(t, dir, program, "-C", conf, "-bdf", "-q1m")
-	return port
+	runProgram(t, "chown", "Debian-exim", certFile, keyFile)
+	return exim{
+		name: "mx.dest.example", main: "tls_advertise_hosts = *\ntls_certificate = " + certFile + "\ntls_privatekey = " + keyFile,
+		rcpt: "accept recipients = ann@dest.example\n  deny message = 5.1.1 No such user", to: sink,
+	}.start(t, dir)
 }
 
 func runProgram(t *testing.T, name string, args ...string) {
