@@ -223,7 +223,6 @@ func TestAPauseIsVisibleInTheNextProcess(t *testing.T) {
 		r.restart()
 		require.Empty(t, r.sched.SiteStates(), "for good")
 		require.Equal(t, 1, r.outcome(r.send("b@dest.example"), 0).Envelope.Attempts)
-		require.Less(t, time.Until(before[0].Resume), 30*time.Minute)
 		require.Positive(t, time.Until(before[0].Resume), "before the pause would have been over")
 	})
 }
