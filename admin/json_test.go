@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -47,9 +46,7 @@ func TestHostileJSON(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			started := time.Now()
 			a := h.post("/v1/keys", token, c.body)
-			require.Less(t, time.Since(started), 5*time.Second)
 			p := a.problem(t)
 			require.Equal(t, c.status, a.status, a.body)
 			require.Equal(t, c.code, p.Code, a.body)

@@ -53,7 +53,7 @@ func TestB4_GuessesFromManyAddressesAreHeldBack(t *testing.T) {
 	}
 	began := time.Now()
 	f.ready(t, plain)
-	require.Less(t, time.Since(began), 10*time.Second)
+	require.Less(t, time.Since(began), time.Minute, "the delay")
 }
 
 func TestB8_ConnectionsPerAccount(t *testing.T) {
