@@ -82,7 +82,11 @@ func (s *Scheduler) unresolved(q spool.Queue, cause error) {
 	until := s.now().Add(delay)
 	if n == 1 {
 		s.metrics.suspensions.WithLabelValues(causeDNS).Inc()
-		s.log.Info("domain.unresolved", "domain", q.Domain, "delay", delay.Round(time.Second).String(), "err", cause)
+		attrs := []any{"domain", q.Recipient(), "delay", delay.Round(time.Second).String(), "err", cause}
+		if from := q.Sender(); from != "" {
+			attrs = append(attrs, "from", from)
+		}
+		s.log.Info("domain.unresolved", attrs...)
 	}
 	s.setAside([]spool.Queue{q}, mail.Reply{
 		Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 3}, Text: "Name servers of the domain could not be asked",

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/miekg/dns"
 	"github.com/stretchr/testify/require"
 
 	"relayd/internal/mail"
@@ -200,6 +201,21 @@ func TestRulesOfTheSendersDomain(t *testing.T) {
 		name, _ := names.Load(m.Session)
 		require.Equal(t, map[bool]string{true: "legacy.relay.test", false: "relay.test"}[m.From == "a@legacy.example"], name, m.From)
 	}
+}
+
+// TestUnresolvedDomainIsToldAsMailNamesIt: what sets the queues of a sender's domain apart is no business of who reads the log.
+func TestUnresolvedDomainIsToldAsMailNamesIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 25, zone())
+	r.cfg.Rules = []Rule{{SenderDomains: []string{"legacy.example"}, TLS: tlspolicy.Require}}
+	r.deps.Door = nil
+	r.dns.SetRcode("dest.example", dns.RcodeServerFailure)
+	r.start()
+	r.deferred(r.submit(submission{from: "a@legacy.example", to: []string{"a@dest.example"}}), 0)
+	apart := r.logs.wait(t, "domain.unresolved", func(l logLine) bool { return l.attrs["from"] == "legacy.example" })
+	require.Equal(t, "dest.example", apart.attrs["domain"])
+	r.deferred(r.submit(submission{from: "a@plain.example", to: []string{"a@dest.example"}}), 0)
+	r.logs.wait(t, "domain.unresolved", func(l logLine) bool { return l.attrs["domain"] == "dest.example" && l.attrs["from"] == "" })
 }
 
 func TestSourceOfAnotherMachineStopsTheStart(t *testing.T) {
