@@ -242,13 +242,17 @@ func TestA12_ChunkGames(t *testing.T) {
 		"BDAT +3 LAST", "BDAT 0x3 LAST", "BDAT 3.0 LAST", "BDAT 3,LAST", "BDAT 3  LAST", "BDAT 3 LAST LAST", "BDAT LAST 3",
 		"BDAT 3 LAST 3", "BDAT 9223372036854775808 LAST", "BDAT 18446744073709551619 LAST", "BDAT 3LAST", "BDAT -0 LAST", "BDAT 3_0",
 	} {
+		want := "501 5.5.4"
+		if len(line) > 20 {
+			want = "552 5.3.4" // a number, but not one that anybody can send
+		}
 		for _, begun := range []string{"", bdat("x\r\n", false)} {
 			f := start(t)
 			c := f.envelope(t, plain)
 			if c.send(begun + line + "\r\nNOOP\r\n"); begun != "" {
 				c.expect("250")
 			}
-			c.expect("501 5.5.4")
+			c.expect(want)
 			c.closed()
 			require.Empty(t, f.rec.all(), line)
 		}
@@ -265,7 +269,7 @@ func TestA12_ChunkGames(t *testing.T) {
 
 	f = start(t) // leading zeros are a number
 	c = f.envelope(t, plain)
-	c.send("BDAT 000000000000003 last\r\nx\r\nNOOP\r\n")
+	c.send("BDAT 0000000000000000000000003 last\r\nx\r\nNOOP\r\n")
 	c.expect("250 2.0.0 Ok: queued")
 	c.expect("250 2.0.0 Ok\r\n")
 }

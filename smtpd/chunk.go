@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +19,7 @@ var (
 	errEnded       = errors.New("session has ended")
 )
 
-// parseChunk reads the argument of BDAT (RFC 3030 section 2): how many octets follow the line, and whether they are the
+// parseChunk reads the argument of BDAT (RFC 3030 section 2: chunk-size = 1*DIGIT): how many octets follow the line, and whether they are the
 // last of the message.
 func parseChunk(arg string) (size int64, last bool, err *mail.Error) {
 	number, word, more := strings.Cut(arg, " ")
@@ -28,12 +29,12 @@ func parseChunk(arg string) (size int64, last bool, err *mail.Error) {
 		}
 		last = true
 	}
-	if number == "" || len(number) > 18 || strings.Trim(number, "0123456789") != "" {
+	if number == "" || strings.Trim(number, "0123456789") != "" {
 		return 0, false, errChunkSyntax
 	}
 	n, perr := strconv.ParseInt(number, 10, 64)
-	if perr != nil {
-		return 0, false, errChunkSyntax
+	if perr != nil { // more than anybody can send: as large as can be, and so too large
+		n = math.MaxInt64
 	}
 	return n, last, nil
 }

@@ -187,22 +187,38 @@ func (m *mailArgs) param(key, value string) *mail.Error {
 			return refuse(501, 5, 4, "REQUIRETLS has no value")
 		}
 		m.requireTLS = true
-	case "HOLDFOR": // RFC 4865 section 4.1: at most 9 digits
+	case "HOLDFOR": // RFC 4865 section 4: future-release-integer = %x31-39 *8DIGIT
 		n, err := strconv.ParseUint(value, 10, 32)
-		if err != nil || n == 0 || len(value) > 9 || time.Duration(n)*time.Second > MaxHold {
+		if err != nil || value[0] == '0' || len(value) > 9 || time.Duration(n)*time.Second > MaxHold {
 			return refuse(501, 5, 4, "HOLDFOR is not a number of seconds from 1 to "+strconv.Itoa(int(MaxHold/time.Second)))
 		}
 		m.holdFor = time.Duration(n) * time.Second
-	case "HOLDUNTIL":
-		at, err := time.Parse(time.RFC3339, strings.ToUpper(value))
-		if err != nil {
+	case "HOLDUNTIL": // RFC 4865 section 4 with erratum 2040
+		at, ok := parseDateTime(value)
+		if !ok {
 			return refuse(501, 5, 4, "HOLDUNTIL is not a time like 2026-11-20T12:00:00Z")
 		}
-		m.holdUntil = at.UTC()
+		m.holdUntil = at
 	default:
 		return refuse(555, 5, 4, "MAIL parameter is not known here")
 	}
 	return nil
+}
+
+// parseDateTime reads date-time (RFC 3339 section 5.6), in which 't' and 'z' may be lower case. time.Parse takes more
+// (golang/go#54580): an hour of one digit, a comma before the fraction, an offset of 24 hours or of 60 minutes.
+func parseDateTime(s string) (time.Time, bool) {
+	s = strings.ToUpper(s)
+	at, err := time.Parse(time.RFC3339, s)
+	if err != nil || s[len("2006-01-02T15")] != ':' || strings.Contains(s, ",") {
+		return time.Time{}, false
+	}
+	if !strings.HasSuffix(s, "Z") {
+		if offset := s[len(s)-len("24:00"):]; offset[:2] > "23" || offset[3:] > "59" {
+			return time.Time{}, false
+		}
+	}
+	return at.UTC(), true
 }
 
 // rcptArgs are the arguments of RCPT.

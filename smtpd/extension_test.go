@@ -49,7 +49,7 @@ func TestLimitsAreWhatIsOffered(t *testing.T) {
 // TestFutureRelease (RFC 4865): what is offered is taken to the second, and nothing beyond it.
 func TestFutureRelease(t *testing.T) {
 	t.Parallel()
-	f := start(t)
+	f := start(t, func(c *Config) { c.MaxErrors = 1000 })
 	now := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 	f.deps.Now = func() time.Time { return now }
 	c := f.ready(t, implicit)
@@ -73,6 +73,25 @@ func TestFutureRelease(t *testing.T) {
 		"HOLDFOR=":                                    {},
 		"HOLDFOR=9999999999":                          {},
 		"HOLDFOR=18446744073709551617":                {},
+		"HOLDFOR=01":                                  {},
+		"HOLDFOR=000000001":                           {},
+		"HOLDFOR=00":                                  {},
+		"HOLDFOR=1_0":                                 {},
+		"HOLDFOR=0x1":                                 {},
+		"HOLDUNTIL=2026-11-20T13:00:00.5z":            now.Add(time.Hour + 500*time.Millisecond),
+		"HOLDUNTIL=2026-11-21T12:59:00+23:59":         now.Add(time.Hour),
+		"HOLDUNTIL=2026-11-20T13:00:00-00:00":         now.Add(time.Hour),
+		"HOLDUNTIL=2026-11-21T9:00:00Z":               {},
+		"HOLDUNTIL=2026-11-20T13:00:00,5Z":            {},
+		"HOLDUNTIL=2026-11-20T13:00:00.Z":             {},
+		"HOLDUNTIL=2026-11-21T13:00:00+24:00":         {},
+		"HOLDUNTIL=2026-11-20T14:00:00+00:60":         {},
+		"HOLDUNTIL=2026-11-20T13:00:00+1:00":          {},
+		"HOLDUNTIL=2026-11-20T24:00:00Z":              {},
+		"HOLDUNTIL=02026-11-20T13:00:00Z":             {},
+		"HOLDUNTIL=+2026-11-20T13:00:00Z":             {},
+		"HOLDUNTIL=99999-11-20T13:00:00Z":             {},
+		"HOLDUNTIL=":                                  {},
 		"HOLDUNTIL=" + told[2]:                        latest,
 		"HOLDUNTIL=" + strings.ToLower(told[2]):       latest,
 		"HOLDUNTIL=2026-11-20T14:00:00+01:00":         now.Add(time.Hour),
@@ -116,6 +135,8 @@ func TestParametersOfMailAndRcpt(t *testing.T) {
 		"SMTPUTF8 SMTPUTF8": "501 5.5.4", "REQUIRETLS REQUIRETLS": "501 5.5.4", "AUTH=<> AUTH=<>": "501 5.5.4", "BODY": "501 5.5.4", "RET": "501 5.5.4",
 		"ENVID": "501 5.5.4", "ENVID=": "501 5.5.4", "ENVID=a+2": "501 5.5.4", "ENVID=a+": "501 5.5.4", "ENVID=a+2b": "501 5.5.4", "ENVID=a+00": "501 5.5.4", "ENVID=a+80": "501 5.5.4",
 		"ENVID=" + strings.Repeat("e", 100): "250", "ENVID=a+2Bb": "250", "SIZE": "501 5.5.4", "SIZE=1k": "501 5.5.4", "SIZE=000000000000000000000001": "501 5.5.4", "SIZE=0": "250",
+		"SIZE=00000000000000000001": "250", "SIZE=": "501 5.5.4", "SIZE=+1": "501 5.5.4", "SIZE=-1": "501 5.5.4", "SIZE=1_0": "501 5.5.4", "SIZE=0x1": "501 5.5.4", "SIZE=1.0": "501 5.5.4",
+		"SIZE=26214400": "250", "SIZE=26214401": "552 5.3.4", "SIZE=9223372036854775808": "552 5.3.4", "SIZE=99999999999999999999": "552 5.3.4", "SIZE=999999999999999999999": "501 5.5.4",
 		"AUTH=a+3Db@example.com": "250", "AUTH=": "501 5.5.4", "body=7bit  size=5": "250",
 	} {
 		if c.send("MAIL FROM:<a@example.com> " + param + "\r\n"); want == "250" {
