@@ -15,34 +15,73 @@ import (
 )
 
 // TestLimitsAreWhatIsOffered (RFC 9422): as many messages and recipients as EHLO tells are taken, and not one more. The
-// recipients that are refused do not count.
+// recipients that are refused do not count, nor do transactions without a message, and each recipient may have a domain of
+// its own.
 func TestLimitsAreWhatIsOffered(t *testing.T) {
 	t.Parallel()
-	for _, listener := range []int{plain, starttls, implicit} {
-		f := start(t, func(c *Config) { c.MaxMessagesPerSession, c.MaxRecipients = 2, 3 })
-		c := f.ready(t, listener)
+	for _, listener := range []int{plain, starttls, implicit, inbound} {
+		f, h := startInbound(t, func(c *Config) { c.MaxMessagesPerSession, c.MaxRecipients = 2, 3 })
+		var c *client
+		refused, taken := "<b@[192.0.2.1]>", []string{"<b@one.example>", "<b@two.example>", "<b@three.example>", "<b@four.example>"}
+		if listener == inbound {
+			c = f.dial(t, inbound)
+			c.expect("220")
+			refused, taken = "<nobody@bounces.example>", []string{"<fbl@bounces.example>", "<postmaster@example.com>", "<abuse@relay.example.com>", "<unsubscribe@bounces.example>"}
+		} else {
+			c = f.ready(t, listener)
+		}
 		told := regexp.MustCompile(`250-LIMITS MAILMAX=(\d+) RCPTMAX=(\d+)\r\n`).FindStringSubmatch(c.cmd("EHLO x", "250 "))
 		require.NotNil(t, told)
 		messages, err := strconv.Atoi(told[1])
 		require.NoError(t, err)
 		recipients, err := strconv.Atoi(told[2])
 		require.NoError(t, err)
+		require.Len(t, taken, recipients+1)
 		for range messages {
 			c.cmd("MAIL FROM:<a@example.com>", "250")
-			c.cmd("RCPT TO:<b@[192.0.2.1]>", "550 5.1.2")
-			for i := range recipients {
-				c.cmd("RCPT TO:<b"+strconv.Itoa(i)+"@example.net>", "250")
+			c.cmd("RCPT TO:"+taken[0], "250")
+			c.cmd("RSET", "250")
+			c.cmd("MAIL FROM:<a@example.com>", "250")
+			c.cmd("RCPT TO:"+refused, "550 5.1.")
+			for _, to := range taken[:recipients] {
+				c.cmd("RCPT TO:"+to, "250")
 			}
-			c.cmd("RCPT TO:<one.more@example.net>", "452 4.5.3")
+			c.cmd("RCPT TO:"+taken[recipients], "452 4.5.3")
 			c.send(bdat("x\r\n", true))
 			c.expect("250 2.0.0 Ok: queued")
 		}
 		c.cmd("MAIL FROM:<a@example.com>", "421 4.7.0")
 		c.closed()
-		require.Len(t, f.rec.all(), messages)
+		var got []int
 		for _, m := range f.rec.all() {
-			require.Len(t, m.sub.Recipients, recipients)
+			got = append(got, len(m.sub.Recipients))
 		}
+		for _, m := range h.all() {
+			got = append(got, len(m.Recipients))
+		}
+		require.Equal(t, []int{recipients, recipients}, got)
+	}
+}
+
+// TestLimitsThatAreNotTold (RFC 9422): a value has at most six digits.
+func TestLimitsThatAreNotTold(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		messages, recipients int
+		want                 string
+	}{
+		{999_999, 999_999, "250-LIMITS MAILMAX=999999 RCPTMAX=999999\r\n"},
+		{1_000_000, 5, "250-LIMITS RCPTMAX=5\r\n"},
+		{5, 1_000_000, "250-LIMITS MAILMAX=5\r\n"},
+		{1_000_000, 1_000_000, ""},
+	} {
+		f := start(t, func(c *Config) { c.MaxMessagesPerSession, c.MaxRecipients = tc.messages, tc.recipients })
+		reply := f.ready(t, plain).cmd("EHLO x", "250 ")
+		if tc.want == "" {
+			require.NotContains(t, reply, "LIMITS")
+			continue
+		}
+		require.Contains(t, reply, tc.want)
 	}
 }
 

@@ -198,9 +198,25 @@ func (s *session) hello(c command) {
 		s.wire.write("250-BINARYMIME\r\n250-FUTURERELEASE " + strconv.Itoa(int(MaxHold/time.Second)) + " " +
 			s.srv.deps.Now().Add(MaxHold).UTC().Format(time.RFC3339) + "\r\n")
 	}
-	s.wire.write("250-LIMITS MAILMAX=" + strconv.Itoa(s.srv.cfg.MaxMessagesPerSession) + // RFC 9422
-		" RCPTMAX=" + strconv.Itoa(s.srv.cfg.MaxRecipients) + "\r\n")
-	s.wire.write("250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 DSN\r\n")
+	s.wire.write(s.srv.cfg.limits() + "250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 DSN\r\n")
+}
+
+// limits is the line of EHLO about the limits of a session (RFC 9422), "" where there is none to tell. RCPTDOMAINMAX, how
+// many domains the recipients of a session may have, is not among them: every recipient has its own delivery here.
+func (c *Config) limits() string {
+	line := ""
+	for _, limit := range []struct {
+		name string
+		most int
+	}{{"MAILMAX", c.MaxMessagesPerSession}, {"RCPTMAX", c.MaxRecipients}} {
+		if limit.most < 1_000_000 { // a value has six digits at most; nobody comes to those that have more
+			line += " " + limit.name + "=" + strconv.Itoa(limit.most)
+		}
+	}
+	if line == "" {
+		return ""
+	}
+	return "250-LIMITS" + line + "\r\n"
 }
 
 // mayRequireTLS tells whether REQUIRETLS is offered: to clients that have TLS themselves (RFC 8689 section 2).
