@@ -350,7 +350,7 @@ func saslClient(offered []string, username, password string) sasl.Client {
 	case slices.Contains(offered, sasl.Plain):
 		return sasl.NewPlainClient("", username, password)
 	case slices.Contains(offered, sasl.Login):
-		return sasl.NewLoginClient(username, password)
+		return &loginClient{username: username, password: password}
 	case slices.Contains(offered, cramMD5):
 		return &cramClient{username, password}
 	}

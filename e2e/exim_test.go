@@ -72,10 +72,7 @@ smtp:
 // eximSubmit has an Exim of its own relay through us, with AUTH: of the peers, it is the one whose client sends BDAT.
 func eximSubmit(t *testing.T, r *relay, l login, w way) {
 	needsRoot(t, "Exim")
-	dir, err := os.MkdirTemp("", "relayd-exim-*") // t.TempDir's parents are closed to Exim's user
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // see above
+	dir := openDir(t)
 	ca, err := os.ReadFile(r.ca)
 	require.NoError(t, err)
 	trusted := filepath.Join(dir, "ca.pem")
@@ -90,13 +87,7 @@ func eximSubmit(t *testing.T, r *relay, l login, w way) {
 		transport: "hosts_require_auth = *\n  " + tls + "\nbegin authenticators\nplain:\n  driver = plaintext\n  public_name = PLAIN\n" +
 			"  client_send = ^" + l.Username + "^" + l.Password,
 	}.start(t, dir)
-	wait(t, "Exim to listen", 20*time.Second, func() bool {
-		c, err := smtp.Dial("127.0.0.1:" + itoa(port))
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
+	listens(t, "Exim", port)
 	c, err := smtp.Dial("127.0.0.1:" + itoa(port))
 	require.NoError(t, err)
 	defer c.Close()

@@ -184,10 +184,7 @@ func newPostfix(t *testing.T, r *relay, l login, w way) *postfix {
 	t.Helper()
 	needs(t, "postfix", "postmap")
 	needsRoot(t, "Postfix")
-	dir, err := os.MkdirTemp("", "relayd-postfix-*") // t.TempDir's parents are closed to the user postfix
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // see above
+	dir := openDir(t)
 	p := &postfix{t, dir, filepath.Join(dir, "etc"), freePort(t)}
 	p.directories()
 	ca, err := os.ReadFile(r.ca)
@@ -287,13 +284,7 @@ func (p *postfix) start() {
 			t.Logf("Postfix log:\n%s", tail(p.log(), 4000))
 		}
 	})
-	wait(t, "Postfix to listen", 20*time.Second, func() bool {
-		c, err := smtp.Dial("127.0.0.1:" + itoa(p.port))
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
+	listens(t, "Postfix", p.port)
 }
 
 func (p *postfix) log() string {

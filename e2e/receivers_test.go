@@ -44,20 +44,11 @@ func TestReceivers(t *testing.T) {
 
 func receive(t *testing.T, mta receiver, chunking bool) {
 	needsRoot(t, "a receiving MTA")
-	dir, err := os.MkdirTemp("", "relayd-mx-*") // t.TempDir's parents are closed to the MTA's user
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // see above
+	dir := openDir(t)
 	final := newSink(t, "", nil)
 	cert := (&relay{t: t, dir: dir}).certificate()
 	port := mta.starts(t, dir, cert, final.port)
-	wait(t, mta.name+" to listen", 30*time.Second, func() bool {
-		c, err := smtp.Dial("127.0.0.1:" + itoa(port))
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
+	listens(t, mta.name, port)
 	r := newRelay(t, options{mxPort: port, deliv: fmt.Sprintf("chunking = %v", chunking)})
 	r.mx("dest.example")
 	l := r.domain("shop.example")
@@ -113,6 +104,28 @@ func peer(t *testing.T, name string) string {
 		t.Skipf("%s is missing; .ci/run unpacks it", file)
 	}
 	return file
+}
+
+// openDir is a directory that an MTA's own user may enter: the parents of t.TempDir are closed to it.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "relayd-mta-*")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // see above
+	return dir
+}
+
+// listens waits for an MTA's greeting.
+func listens(t *testing.T, name string, port int) {
+	t.Helper()
+	wait(t, name+" to listen", 30*time.Second, func() bool {
+		c, err := smtp.Dial("127.0.0.1:" + itoa(port))
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	})
 }
 
 // background runs an MTA in the foreground of its own process group until the test ends.

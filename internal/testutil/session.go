@@ -253,8 +253,8 @@ func (s *mxSession) auth(arg string) bool {
 			user, ok = f[1], s.mx.Users[f[1]] == f[2]
 		}
 	case "LOGIN":
-		user = initial("Username:")
-		ok = s.mx.Users[user] == ask("Password:")
+		user = initial("User Name") // as Exim's manual has it; others ask in other words
+		ok = s.mx.Users[user] == ask("Password")
 	case "CRAM-MD5":
 		const challenge = "<1.2@mx.test>"
 		var sum string
