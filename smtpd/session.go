@@ -204,19 +204,19 @@ func (s *session) hello(c command) {
 // limits is the line of EHLO about the limits of a session (RFC 9422), "" where there is none to tell. RCPTDOMAINMAX, how
 // many domains the recipients of a session may have, is not among them: every recipient has its own delivery here.
 func (c *Config) limits() string {
-	line := ""
+	var told []string
 	for _, limit := range []struct {
 		name string
 		most int
 	}{{"MAILMAX", c.MaxMessagesPerSession}, {"RCPTMAX", c.MaxRecipients}} {
 		if limit.most < 1_000_000 { // a value has six digits at most; nobody comes to those that have more
-			line += " " + limit.name + "=" + strconv.Itoa(limit.most)
+			told = append(told, limit.name+"="+strconv.Itoa(limit.most))
 		}
 	}
-	if line == "" {
+	if told == nil {
 		return ""
 	}
-	return "250-LIMITS" + line + "\r\n"
+	return "250-LIMITS " + strings.Join(told, " ") + "\r\n"
 }
 
 // mayRequireTLS tells whether REQUIRETLS is offered: to clients that have TLS themselves (RFC 8689 section 2).
