@@ -73,7 +73,7 @@ func (s *session) auth(ctx context.Context, arg string) {
 		err = errAuthFailed
 	}
 	if err != nil {
-		s.authRefused(ctx, err, got.username)
+		s.authRefused(ctx, err, &got)
 		return
 	}
 	if !s.srv.limits.login(got.cred.Account) {
@@ -90,6 +90,7 @@ func (s *session) auth(ctx context.Context, arg string) {
 type login struct {
 	username string              // as the client gave it, "" before it did
 	cred     *account.Credential // nil unless the secret was right
+	counted  bool                // as a failure
 }
 
 // mechanism returns the SASL server of that name, which must be one of mechanisms.
@@ -123,8 +124,11 @@ func (s *session) mechanism(ctx context.Context, name string, got *login) sasl.S
 			if err == nil && identity != "" && identity != cred.Username { // nobody may act for another
 				err = errAuthFailed
 			}
-			if err == nil {
+			switch {
+			case err == nil:
 				got.cred = cred
+			case errors.Is(err, errAuthFailed): // now: a client that has read why may hang up
+				s.authFailed(ctx, got)
 			}
 			return err
 		}}
@@ -215,7 +219,7 @@ func decodeResponse(s string) ([]byte, error) {
 
 // authRefused answers a failed AUTH. A wrong user and a wrong password get the same answer, held back by the same time;
 // the session ends with the last one allowed.
-func (s *session) authRefused(ctx context.Context, err error, username string) {
+func (s *session) authRefused(ctx context.Context, err error, got *login) {
 	if !errors.Is(err, errAuthFailed) {
 		result := "malformed"
 		if replyOf(err).Temporary() {
@@ -226,15 +230,23 @@ func (s *session) authRefused(ctx context.Context, err error, username string) {
 		s.refuse(err)
 		return
 	}
-	s.authFailures++
-	s.srv.metrics.auth.WithLabelValues("failed").Inc()
-	s.srv.log.Info("auth.failed", "session", s.id, "listener", s.lis.name, "ip", s.ip, "count", s.authFailures)
-	wait(ctx, s.srv.limits.failure(s.source, username))
-	if s.authFailures >= s.srv.cfg.MaxAuthFailures {
+	if s.authFailed(ctx, got); s.authFailures >= s.srv.cfg.MaxAuthFailures {
 		s.end(refuse(421, 7, 0, "Too many authentication failures"), "auth_failures")
 		return
 	}
 	s.refuse(err)
+}
+
+// authFailed counts a failure, once, and waits for as long as its answer is to be held back.
+func (s *session) authFailed(ctx context.Context, got *login) {
+	if got.counted {
+		return
+	}
+	got.counted = true
+	s.authFailures++
+	s.srv.metrics.auth.WithLabelValues("failed").Inc()
+	s.srv.log.Info("auth.failed", "session", s.id, "listener", s.lis.name, "ip", s.ip, "count", s.authFailures)
+	wait(ctx, s.srv.limits.failure(s.source, got.username))
 }
 
 // loginServer is the LOGIN mechanism, which was never standardised and which old clients need: two prompts, user name

@@ -24,15 +24,22 @@ func startOAuth(t *testing.T) (f *fixture, token string) {
 
 func startIssuer(t *testing.T) (*fixture, ed25519.PrivateKey) {
 	t.Helper()
+	change, private := issuerOf(t)
+	return start(t, change), private
+}
+
+// issuerOf makes the key of an issuer, and the configuration that trusts it.
+func issuerOf(t *testing.T) (func(*Config), ed25519.PrivateKey) {
+	t.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "jwks.json")
 	set := `{"keys":[{"kty":"oct","kid":"h","k":"AAAA"},{"kty":"OKP","crv":"Ed25519","kid":"1","x":"` +
 		base64.RawURLEncoding.EncodeToString(public) + `"}]}`
 	require.NoError(t, os.WriteFile(file, []byte(set), 0o600))
-	return start(t, func(c *Config) {
+	return func(c *Config) {
 		c.OAuth = OAuth{Issuer: "https://id.example", Audience: "relay", JWKSFile: file, Claim: "sub"}
-	}), private
+	}, private
 }
 
 const tokenHead = `{"alg":"EdDSA","kid":"1"}`

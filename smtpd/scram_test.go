@@ -47,6 +47,19 @@ func TestScramOfRFC7677(t *testing.T) {
 // scramLogin is the client's side.
 func (c *client) scramLogin(mechanism, gs2 string, bound []byte, user, password string) string {
 	c.t.Helper()
+	if refused := c.scramProof(mechanism, gs2, bound, user, password); refused != "" {
+		return refused
+	}
+	if line := c.reply(); !strings.HasPrefix(line, "334 ") {
+		return line
+	}
+	c.send("\r\n")
+	return c.reply()
+}
+
+// scramProof is the client's side as far as its proof, which it has sent if there was a challenge.
+func (c *client) scramProof(mechanism, gs2 string, bound []byte, user, password string) (refused string) {
+	c.t.Helper()
 	b64 := base64.StdEncoding
 	bare := "n=" + user + ",r=clientnonce"
 	c.send("AUTH " + mechanism + " " + b64.EncodeToString([]byte(gs2+bare)) + "\r\n")
@@ -72,11 +85,7 @@ func (c *client) scramLogin(mechanism, gs2 string, bound []byte, user, password 
 	proof := make([]byte, 32)
 	subtle.XORBytes(proof, key, sum(stored[:], bare+","+string(first)+","+without))
 	c.send(b64.EncodeToString([]byte(without+",p="+b64.EncodeToString(proof))) + "\r\n")
-	if line = c.reply(); !strings.HasPrefix(line, "334 ") {
-		return line
-	}
-	c.send("\r\n")
-	return c.reply()
+	return ""
 }
 
 func TestScram(t *testing.T) {
