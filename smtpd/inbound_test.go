@@ -428,11 +428,28 @@ func FuzzInboundTrace(f *testing.F) {
 	})
 }
 
+// shared holds what outlives a test, because several share it.
+var shared struct {
+	mu   sync.Mutex
+	dirs []string
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for _, dir := range shared.dirs {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
 // keyDir outlives the tests that share its keys.
 func keyDir() string {
 	dir, err := os.MkdirTemp("", "relayd-test-*")
 	if err != nil {
 		panic(err)
 	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	shared.dirs = append(shared.dirs, dir)
 	return dir
 }
