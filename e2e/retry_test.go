@@ -1,12 +1,16 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"relayd/internal/api"
+	"relayd/internal/testutil"
 )
 
 // stats is what `queue stats` promises to scripts.
@@ -109,6 +113,52 @@ func TestDSNThatBouncesIsNotAnswered(t *testing.T) {
 	require.Zero(t, r.settled(10*time.Second).Queued)
 	require.Zero(t, s.count())
 	require.Equal(t, 2, s.rcpts(), "no DSN for the DSN")
+}
+
+// TestNamedPolicies: how often a message is tried is said by the policy of its stream's name, then by that of its class, then by
+// the default; the outcome tells the number of attempts and the last reply.
+func TestNamedPolicies(t *testing.T) {
+	t.Parallel()
+	mx := (&testutil.MX{Rule: func(s testutil.Step) testutil.Act {
+		if s.Verb == "RCPT" {
+			return testutil.Act{Reply: fmt.Sprintf("451 4.2.0 busy, said %d", s.Seen)}
+		}
+		return testutil.Act{}
+	}}).Start(t)
+	r := newRelay(t, options{
+		mxPort: mx.PortNumber(), domains: []string{"dest.example"}, retry: "attempts = 3\nfirst_delay = \"100ms\"\nmultiplier = 1.0\nmax_age = \"5m\"",
+		extra: "[retry.codes]\nattempts = 2\nfirst_delay = \"100ms\"\nmultiplier = 1.0\nmax_age = \"5m\"\n" +
+			"[retry.transactional]\nattempts = 4\nfirst_delay = \"100ms\"\nmultiplier = 1.0\nmax_age = \"5m\"\n",
+	})
+	r.domain("shop.example")
+	r.until(r.handInTo("codes", "stream@dest.example"), "expired")
+	r.until(r.handInTo("receipts", "class@dest.example"), "expired")
+	c := r.campaign(short(true, "default@dest.example"))
+	wait(t, "the end of the campaign", 30*time.Second, func() bool { return r.progress(c).Counts["expired"] == 1 })
+
+	said, last := map[string]int{}, map[string]string{}
+	n := 0
+	for _, command := range mx.Commands() {
+		if to, ok := strings.CutPrefix(command, "RCPT TO:<"); ok {
+			to, _, _ = strings.Cut(to, ">")
+			said[to]++
+			last[to] = fmt.Sprintf("451 4.2.0 busy, said %d", n)
+			n++
+		}
+	}
+	require.Equal(t, map[string]int{"stream@dest.example": 2, "class@dest.example": 4, "default@dest.example": 3}, said)
+	for to, attempts := range said {
+		var page api.Page[api.QueueItem]
+		r.json(&page, "queue", "history", "to="+to)
+		require.Len(t, page.Data, 1)
+		require.Equal(t, "expired", page.Data[0].State)
+		require.Equal(t, "attempts_exhausted", page.Data[0].Reason)
+		require.Equal(t, attempts, page.Data[0].Attempts)
+		require.Equal(t, last[to], page.Data[0].LastReply.String())
+		out, _, code := r.ctl("queue", "history", "to="+to)
+		require.Zero(t, code)
+		require.Contains(t, out, last[to])
+	}
 }
 
 func TestGreylistingPasses(t *testing.T) {

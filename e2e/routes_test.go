@@ -2,14 +2,21 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"relayd/internal/api"
+	"relayd/internal/testutil"
 )
 
 // This file shows the ways on which mail leaves (docs/configuration.md, "Which way mail goes").
@@ -84,4 +91,147 @@ func TestSmarthostWithAuthOfExim(t *testing.T) {
 			require.NotContains(t, r.logText(), "s3cret")
 		})
 	}
+}
+
+// handInTo hands one message of a stream in over HTTP and returns its queue ID.
+func (r *relay) handInTo(stream, to string) string {
+	r.t.Helper()
+	m, err := r.client().SendMessage(r.t.Context(), api.SendMessage{
+		Stream: stream, From: api.Mailbox{Email: "news@shop.example"}, To: api.Mailboxes{{Email: to}}, Subject: "way", Text: "Hello.\n",
+	}, "")
+	require.NoError(r.t, err)
+	return m.ID
+}
+
+// TestDiscardIsToldAndNothingIsSent: what a rule discards, by domain or by stream, is told as such, and no host and no name server
+// hears of it.
+func TestDiscardIsToldAndNothingIsSent(t *testing.T) {
+	t.Parallel()
+	mx := (&testutil.MX{}).Start(t)
+	r := newRelay(t, options{mxPort: mx.PortNumber(), domains: []string{"dest.example", "lab.example"}, extra: "[[delivery.rule]]\n" +
+		"recipient_domains = [\"lab.example\"]\nroute = \"discard\"\n[[delivery.rule]]\nstreams = [\"drill\"]\nroute = \"discard\"\n"})
+	r.domain("shop.example")
+	for _, id := range []string{r.handInTo("codes", "ann@lab.example"), r.handInTo("drill", "ann@dest.example")} {
+		e := r.until(id, "delivered")
+		require.Equal(t, "discarded", e.Reason)
+		require.Equal(t, "250 2.0.0 Discarded by a rule of this relay", e.LastReply.String())
+		require.Zero(t, e.Attempts)
+		require.Empty(t, e.LastHost)
+		for _, args := range [][]string{{"queue", "show", id}, {"queue", "history", id}} {
+			out, stderr, code := r.ctl(args...)
+			require.Zero(t, code, stderr)
+			require.Contains(t, out, "Discarded by a rule of this relay", "%v", args)
+		}
+		require.Equal(t, "discarded", r.record("attempt.delivered", "envelope", id)["reason"])
+	}
+	sent := r.handInTo("codes", "ann@dest.example") // were the others still to come they would come first
+	require.Empty(t, r.until(sent, "delivered").Reason)
+	all, _ := mx.Sessions()
+	require.Equal(t, 1, all)
+	require.Len(t, mx.Mails(), 1)
+	require.Equal(t, map[string]int{"delivered": 3}, positive(r.stats().Outcomes))
+}
+
+// TestFallbackStandsInForASuspendedRoute: while the first route is suspended, by an operator or because its host is away, mail goes
+// by the second one, and when that is over by the first one again.
+func TestFallbackStandsInForASuspendedRoute(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	up := (&testutil.MX{Port: port}).Start(t)
+	mx := (&testutil.MX{}).Start(t)
+	r := newRelay(t, options{
+		mxPort: mx.PortNumber(), domains: []string{"dest.example"}, deliv: "connect_tries = 1\nroute = \"up\"\nfallback = \"mx\"",
+		extra: fmt.Sprintf("[[delivery.smarthost]]\nname = \"up\"\naddress = \"127.0.0.1:%d\"\ntls = \"none\"\n", port),
+	})
+	r.domain("shop.example")
+	const first, second = "127.0.0.1[127.0.0.1]", "mx.dest.example[127.0.0.1]"
+	way := func() string {
+		t.Helper()
+		e := r.until(r.handIn("ann@dest.example"), "delivered")
+		require.Equal(t, 1, e.Attempts)
+		return e.LastHost
+	}
+	require.Equal(t, first, way())
+
+	r.json(nil, "site", "suspend", "up", "--reason", "moves house")
+	require.Equal(t, second, way())
+	require.Equal(t, second, way())
+	r.json(nil, "site", "resume", "up")
+	require.Equal(t, first, way())
+
+	up.Close()
+	require.Equal(t, second, way(), "the attempt that found the host away cost none")
+	require.Equal(t, "unreachable", r.record("site.suspended", "site", "up")["reason"])
+	(&testutil.MX{Port: port}).Start(t)
+	wait(t, "the first route again", 30*time.Second, func() bool { return way() == first })
+	r.record("site.resumed", "site", "up")
+	require.Equal(t, first, way())
+	require.Equal(t, []string{"delivered"}, slices.Collect(maps.Keys(positive(r.stats().Outcomes))))
+}
+
+// TestSourceIsWhatTheRuleChose: a host sees the address and the name of the source that a rule chose, by stream or for campaigns,
+// and those of the system for the rest.
+func TestSourceIsWhatTheRuleChose(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var peers []string                  // by session
+	greetings := map[int]string{}       // by session
+	seen := map[string]map[string]int{} // addresses and names by recipient
+	mx := (&testutil.MX{
+		Peer: func(c netip.AddrPort) {
+			mu.Lock()
+			defer mu.Unlock()
+			peers = append(peers, c.Addr().String())
+		},
+		Rule: func(s testutil.Step) testutil.Act {
+			mu.Lock()
+			defer mu.Unlock()
+			switch s.Verb {
+			case "EHLO":
+				greetings[s.Session] = s.Arg
+			case "RCPT":
+				if seen[s.To] == nil {
+					seen[s.To] = map[string]int{}
+				}
+				seen[s.To][peers[s.Session-1]+" "+greetings[s.Session]]++
+			}
+			return testutil.Act{}
+		},
+	}).Start(t)
+	r := newRelay(t, options{
+		mxPort: mx.PortNumber(), domains: []string{"dest.example"}, extra: `[[delivery.source]]
+name = "codes"
+addresses = ["127.0.0.2"]
+ehlo = "codes.relay.example"
+[[delivery.source]]
+name = "bulk"
+addresses = ["127.0.0.3"]
+ehlo = "bulk.relay.example"
+[[delivery.rule]]
+streams = ["codes"]
+source = "codes"
+[[delivery.rule]]
+campaigns = ["*"]
+source = "bulk"
+`,
+	})
+	r.domain("shop.example")
+	c := r.campaign(short(true, "campaign@dest.example"))
+	var ids []string
+	for range 2 {
+		for _, stream := range []string{"codes", "other"} {
+			ids = append(ids, r.handInTo(stream, stream+"@dest.example"))
+		}
+	}
+	for _, id := range ids {
+		r.until(id, "delivered")
+	}
+	wait(t, "the campaign", 30*time.Second, func() bool { return r.progress(c).Counts["delivered"] == 1 })
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, map[string]map[string]int{
+		"codes@dest.example":    {"127.0.0.2 codes.relay.example": 2},
+		"campaign@dest.example": {"127.0.0.3 bulk.relay.example": 1},
+		"other@dest.example":    {"127.0.0.1 relay.example": 2},
+	}, seen)
 }
