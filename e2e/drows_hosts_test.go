@@ -109,46 +109,73 @@ func TestFamiliesAlternateBetweenAttempts(t *testing.T) {
 	require.Equal(t, []string{"::1", "127.0.0.1", "::1"}, []string{<-asked, <-asked, <-asked})
 }
 
-// TestD3_DeadDomainSlowsNobody queues 10,000 envelopes for a host that never answers, and sends letters to another one
-// meanwhile. Were they to wait for a connect to end they would come too late: it lasts a minute.
+// TestD3_DeadDomainSlowsNobody sends letters through two relays in turn, of which one has 10,000 envelopes queued for a host that
+// never answers: 19 of 20 take less than twice as long there. What else the machine does meets both, and may spoil a round, but not
+// all of them. Were letters to wait for a connect to end they would come too late: it lasts a minute.
 func TestD3_DeadDomainSlowsNobody(t *testing.T) {
 	t.Parallel()
-	const messages, recipients, count = 10, 1000, 20
+	const messages, recipients, count, rounds = 10, 1000, 20, 15
 	port := freePort(t)
-	mx := (&testutil.MX{Port: port}).Start(t)
 	silent(t, "127.0.0.4", port)
-	r := newRelay(t, options{mxPort: port, level: "warn", deliv: "connect_timeout = \"60s\""})
-	l := r.domain("shop.example")
-	r.mx("dest.example")
-	r.zone("dead.example", "@ MX 10 mx.@", "mx.@ A 127.0.0.4")
-	c := r.dial(l)
-	send := func(to ...string) {
-		require.NoError(t, c.SendMail("news@shop.example", to, strings.NewReader(plain("news@shop.example", "all@shop.example", "crowd"))))
+	type way struct {
+		relay *relay
+		mx    *testutil.MX
+		send  func(to ...string)
 	}
-	latencies := func() (all []time.Duration) {
-		for i := range count {
-			n, began := len(mx.Mails()), time.Now()
-			send(fmt.Sprintf("a%d@dest.example", i))
-			mx.Wait(t, n+1)
-			all = append(all, time.Since(began))
+	newWay := func(ip string) *way {
+		w := &way{mx: (&testutil.MX{IP: ip, Port: port}).Start(t)}
+		w.relay = newRelay(t, options{mxPort: port, level: "warn", deliv: "connect_timeout = \"60s\""})
+		c := w.relay.dial(w.relay.domain("shop.example"))
+		w.send = func(to ...string) {
+			require.NoError(t, c.SendMail("news@shop.example", to, strings.NewReader(plain("news@shop.example", "all@shop.example", "crowd"))))
 		}
-		slices.Sort(all)
-		return all
+		w.relay.zone("dest.example", "@ MX 10 mx.@", "mx.@ A "+ip)
+		w.relay.zone("dead.example", "@ MX 10 mx.@", "mx.@ A 127.0.0.4")
+		return w
 	}
-	alone := latencies()
+	alone, beside := newWay("127.0.0.1"), newWay("127.0.0.2")
 	for i := range messages {
 		to := make([]string, recipients)
 		for j := range to {
 			to[j] = fmt.Sprintf("a%d.%d@dead.example", i, j)
 		}
-		send(to...)
+		beside.send(to...)
 	}
-	beside := latencies()
-	st := r.stats()
-	require.Equal(t, messages*recipients, st.Queued, "%+v", st)
-	require.Equal(t, map[string]int{"delivered": 2 * count}, positive(st.Outcomes))
-	p95 := count * 95 / 100
-	t.Logf("from submission to the host, p95: alone %v, beside %d for a dead host %v", alone[p95-1], messages*recipients, beside[p95-1])
+	letters := 0
+	round := func() (p95 [2]time.Duration) {
+		var all [2][]time.Duration
+		for i := range count {
+			letters++
+			for k := range 2 { // who goes first changes
+				k = (k + i) % 2
+				w, began := []*way{alone, beside}[k], time.Now()
+				w.send(fmt.Sprintf("a%d@dest.example", letters))
+				w.mx.Wait(t, letters)
+				all[k] = append(all[k], time.Since(began))
+			}
+		}
+		for k := range all {
+			slices.Sort(all[k])
+			p95[k] = all[k][count*95/100-1]
+		}
+		return p95
+	}
+	var seen []string
+	for {
+		p95 := round()
+		seen = append(seen, fmt.Sprintf("%v and %v", p95[0], p95[1]))
+		if p95[1] < 2*p95[0] {
+			break
+		}
+		require.Less(t, len(seen), rounds, "p95 from submission to the host alone, and beside %d for a dead one: %v", messages*recipients, seen)
+	}
+	t.Logf("p95 from submission to the host alone, and beside %d for a dead one: %v", messages*recipients, seen)
+	for w, queued := range map[*way]int{alone: 0, beside: messages * recipients} {
+		var st stats
+		wait(t, "the letters' outcomes", 20*time.Second, func() bool { st = w.relay.stats(); return st.Outcomes["delivered"] == letters })
+		require.Equal(t, queued, st.Queued, "%+v", st)
+		require.Equal(t, map[string]int{"delivered": letters}, positive(st.Outcomes))
+	}
 }
 
 // TestD4_LateFinalReplyIsOneCopy: hosts answer the end of a message late, to DATA and to BDAT. That they may take 100, 300
