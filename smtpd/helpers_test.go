@@ -255,7 +255,7 @@ func (f *fixture) dial(t testing.TB, i int) *client {
 	conn, err := net.Dial("tcp", f.Addr(i).String())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	return &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 }
 

@@ -81,7 +81,7 @@ func TestB8_5000IdleConnections(t *testing.T) {
 		conn, err := net.Dial("tcp", addr)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
-		require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+		require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 		_, err = conn.Read(banner)
 		require.NoError(t, err)
 	}
@@ -92,7 +92,7 @@ func TestB8_5000IdleConnections(t *testing.T) {
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	c := &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 	c.readyPiped()
 	c.transaction()

@@ -312,8 +312,8 @@ func (b *Bolt) View(ctx context.Context, fn func(Tx) error) (err error) {
 	return protect(func() error { return fn(t) })
 }
 
-// snapshot takes the layers and the file as they were at one moment. The file may be ahead with parts of the frozen
-// layer, which say the same; were another one frozen meanwhile, it might be ahead with what came after the active one.
+// snapshot takes the layers and the file as they were at one moment. The file may be ahead with parts of these layers, which
+// say the same. Had something been committed meanwhile, it might be ahead with that: then it is taken anew.
 func (b *Bolt) snapshot() (*tx, error) {
 	for {
 		l := b.layers.Load()
@@ -321,7 +321,7 @@ func (b *Bolt) snapshot() (*tx, error) {
 		if err != nil {
 			return nil, err
 		}
-		if b.layers.Load().epoch == l.epoch {
+		if now := b.layers.Load(); now.active == l.active {
 			return &tx{active: l.active, frozen: l.frozen, db: b.db, file: &boltTx{tx: file}}, nil
 		}
 		if err := file.Rollback(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -139,9 +140,28 @@ func scanned(t *testing.T, tx Tx, from, to string) (keys []string) {
 	return keys
 }
 
-// A View keeps seeing one moment, whatever is committed and brought into the file meanwhile.
+// A View keeps seeing one moment, whatever is committed and brought into the file meanwhile: by checkpoints, or by backups,
+// which bring the active layer there.
 func TestViewIsOneMoment(t *testing.T) {
 	t.Parallel()
+	for name, bring := range map[string]func(*Bolt) error{
+		"checkpoint": func(db *Bolt) error {
+			db.aged.Store(db.layers.Load().epoch)
+			return nil
+		},
+		"backup": func(db *Bolt) error {
+			return db.Backup(t.Context(), func(int64) (io.Writer, error) { return io.Discard, nil })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			viewIsOneMoment(t, bring)
+		})
+	}
+}
+
+func viewIsOneMoment(t *testing.T, bring func(*Bolt) error) {
+	t.Helper()
 	db := openStore(t, filepath.Join(t.TempDir(), "db"))
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -155,7 +175,15 @@ func TestViewIsOneMoment(t *testing.T) {
 				}
 				return nil
 			})
-			db.aged.Store(db.layers.Load().epoch)
+		}
+	})
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if err := bring(db); err != nil {
+				t.Error(err)
+				return
+			}
+			runtime.Gosched()
 		}
 	})
 	for range 2000 {
