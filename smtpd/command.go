@@ -42,7 +42,7 @@ func parseCommand(line []byte) (command, *mail.Error) {
 	}
 	verb, arg, _ := bytes.Cut(line, []byte{' '})
 	c := command{strings.ToUpper(string(verb)), string(bytes.TrimRight(arg, " "))}
-	if eight && (c.verb != "MAIL" && c.verb != "RCPT" || !utf8.Valid(line)) {
+	if eight && (c.verb != "MAIL" && c.verb != "RCPT" || len(c.verb) != len(verb) || !utf8.Valid(line)) { // ToUpper("\u0131") is "I"
 		return command{}, refuse(500, 5, 2, "Command has a character that is not printable ASCII")
 	}
 	most := maxCommand

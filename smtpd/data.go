@@ -180,7 +180,7 @@ func (d *dataReader) fill() error {
 		return err
 	}
 	had := d.wire.w - d.wire.r
-	err = d.wire.fill(deadline, nil)
+	err = d.wire.fillPatiently(now, deadline, nil)
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}

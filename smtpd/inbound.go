@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 
 	"relayd/internal/intake"
 	"relayd/internal/mail"
@@ -37,11 +38,15 @@ func (p inboundPolicy) mayRcpt(_ *session, r rcptArgs) *mail.Error {
 type inboundAccepter struct {
 	srv  *Server
 	deps *InboundDeps
-	used atomic.Int64 // octets of the messages that are held in memory
+	held holding
 }
 
-// inboundShare is how many of the largest messages may be held at once.
-const inboundShare = 16
+// How many of the largest messages may be held at once, in all and of one source: nobody alone keeps bounces out.
+const (
+	inboundShare = 16
+	sourceShare  = 4
+	leastHeld    = 16 << 10 // octets that a message takes at first
+)
 
 // Accept reads the message, judges who sent it, and hands it over.
 func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mail.QueueID, error) {
@@ -52,23 +57,27 @@ func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mai
 		if err != nil {
 			return in.ID, err
 		}
-		in.Recipients = append(in.Recipients, r)
-	}
-	held := &memory{accepter: a}
-	defer held.free()
-	if _, err := io.Copy(held, s.Body); err != nil {
-		return in.ID, err
-	}
-	fields, body := splitMessage(held.b)
-	if countFields(fields, "Received") > intake.DefaultConfig().MaxHops {
-		return in.ID, refuse(554, 4, 6, "Too many hops: this message is in a loop")
+		if !slices.ContainsFunc(in.Recipients, r.isOne) { // what follows from a message follows from it once
+			in.Recipients = append(in.Recipients, r)
+		}
 	}
 	ip, err := netip.ParseAddr(s.Trace.ClientIP)
 	if err != nil {
 		return in.ID, fmt.Errorf("accept inbound message: %w", err)
 	}
+	held := &memory{accepter: a, source: sourceOf(ip)}
+	defer held.free()
+	if _, err := io.Copy(held, s.Body); err != nil {
+		return in.ID, err
+	}
+	in.Size = int64(len(held.b))
+	fields, body := splitMessage(held.b)
+	if countFields(fields, "Received") > intake.DefaultConfig().MaxHops {
+		return in.ID, refuse(554, 4, 6, "Too many hops: this message is in a loop")
+	}
 	in.Auth = judge(ctx, a.deps.Resolver, sender{ip: ip, helo: s.Trace.Helo, from: s.ReversePath}, held.b, fields)
 	message := a.trace(in, fields, body)
+	held.b = nil // one copy is enough
 	in.Message, in.Size = bytes.NewReader(message), int64(len(message))
 	if err := a.deps.Handler.HandleInbound(ctx, in); err != nil {
 		if isRefusal(err) {
@@ -83,6 +92,7 @@ func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mai
 func (a *inboundAccepter) trace(in *InboundMail, fields [][]byte, body []byte) []byte {
 	host := a.srv.deps.Hostname
 	var b bytes.Buffer
+	b.Grow(int(in.Size) + 4096)
 	fmt.Fprintf(&b, "Return-Path: <%s>\r\n", in.From)
 	fmt.Fprintf(&b, "Authentication-Results: %s\r\n", in.Auth.format(host))
 	literal := in.Trace.ClientIP
@@ -154,27 +164,70 @@ func unfolded(b []byte) string {
 	return strings.TrimSpace(strings.NewReplacer("\r", "", "\n", "").Replace(string(b)))
 }
 
-// memory holds one message, within the bounds of one and of all together.
+// maxInboundHeader bounds the header section of one inbound message, in octets: it is taken apart into its fields, which
+// costs many times its length.
+const maxInboundHeader = 256 << 10
+
+var errInboundHeader = mail.Refuse(552, mail.Status{Class: 5, Subject: 3, Detail: 4}, "The message's header has more than 256 KiB", nil)
+
+// headerFits tells whether the header section ends within its bound, as far as the message has been read.
+func headerFits(b []byte) bool {
+	return len(b) <= maxInboundHeader || bytes.HasPrefix(b, []byte("\r\n")) || bytes.Contains(b[:maxInboundHeader], []byte("\r\n\r\n"))
+}
+
+// memory holds one message, within the bounds of one, of its source and of all together.
 type memory struct {
 	accepter *inboundAccepter
+	source   netip.Prefix
 	b        []byte
 	reserved int64
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. A header section that is too large is refused as soon as it can be told.
 func (m *memory) Write(p []byte) (int, error) {
-	cfg := &m.accepter.srv.cfg
-	if need := int64(len(m.b) + len(p)); need > m.reserved {
-		more := max(need-m.reserved, min(m.reserved, cfg.MaxInboundBytes-m.reserved), 16<<10)
-		if m.accepter.used.Add(more) > inboundShare*cfg.MaxInboundBytes {
-			m.accepter.used.Add(-more)
+	had := len(m.b)
+	if need := int64(had + len(p)); need > m.reserved {
+		most := m.accepter.srv.cfg.MaxInboundBytes
+		more := max(need-m.reserved, min(m.reserved, most-m.reserved), leastHeld)
+		if !m.accepter.held.take(m.source, more, most) {
 			return 0, errInboundFull
 		}
 		m.reserved += more
 		m.b = append(make([]byte, 0, m.reserved), m.b...)
 	}
-	m.b = append(m.b, p...)
+	if m.b = append(m.b, p...); had <= maxInboundHeader && !headerFits(m.b) {
+		return 0, errInboundHeader
+	}
 	return len(p), nil
 }
 
-func (m *memory) free() { m.accepter.used.Add(-m.reserved) }
+func (m *memory) free() { m.accepter.held.free(m.source, m.reserved) }
+
+// holding counts the octets of the messages that are held, in all and by source.
+type holding struct {
+	mu     sync.Mutex
+	all    int64
+	source map[netip.Prefix]int64
+}
+
+// take counts n more where the largest message has most octets; false when they are too many.
+func (h *holding) take(p netip.Prefix, n, most int64) bool {
+	most = max(most, leastHeld)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.all+n > inboundShare*most || h.source[p]+n > sourceShare*most {
+		return false
+	}
+	h.all += n
+	h.source[p] += n
+	return true
+}
+
+func (h *holding) free(p netip.Prefix, n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all -= n
+	if h.source[p] -= n; h.source[p] <= 0 {
+		delete(h.source, p)
+	}
+}

@@ -80,6 +80,11 @@ type InboundRecipient struct {
 	Envelope mail.EnvelopeID // Bounce: the envelope that the return path was issued for
 }
 
+// isOne tells whether two recipients are the same in spite of their spelling.
+func (r InboundRecipient) isOne(other InboundRecipient) bool {
+	return r.Kind == other.Kind && r.Envelope == other.Envelope && strings.EqualFold(r.To.Local, other.To.Local) && r.To.Domain == other.To.Domain
+}
+
 var errNoMailbox = refuse(550, 1, 1, "No such recipient here")
 
 // mailbox tells what an address is to us. Everything that we did not issue gets the same refusal, so that nothing comes

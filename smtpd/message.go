@@ -63,7 +63,11 @@ func (s *session) take(ctx context.Context, d *dataReader) {
 	}
 	s.logMessage(sub, d.size, id, err)
 	if err != nil {
-		s.wire.reply(replyOf(err))
+		r := replyOf(err)
+		if !r.Temporary() { // the next MAIL, and not this message, pays for one too many
+			s.errors++
+		}
+		s.wire.reply(r)
 		return
 	}
 	s.errors, s.junk = 0, 0

@@ -132,7 +132,7 @@ func newServer(cfg Config, deps Deps) (*Server, error) {
 			return nil, err
 		}
 	}
-	s.inbound = &inboundAccepter{srv: s, deps: deps.Inbound}
+	s.inbound = &inboundAccepter{srv: s, deps: deps.Inbound, held: holding{source: map[netip.Prefix]int64{}}}
 	s.limits = newLimits(&s.cfg, deps.Now)
 	s.buffers.New = func() any { b := make([]byte, dataBuffer); return &b }
 	s.tls = &tls.Config{

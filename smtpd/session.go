@@ -18,11 +18,12 @@ import (
 )
 
 var (
-	errHelloFirst = refuse(503, 5, 1, "Say EHLO first")
-	errMailFirst  = refuse(503, 5, 1, "Say MAIL first")
-	errNoArgument = refuse(501, 5, 4, "This command has no argument")
-	errOutOfSync  = refuse(554, 5, 0, "Protocol synchronization: wait for the reply")
-	errShutdown   = refuse(421, 3, 2, "Server is shutting down, please come back later")
+	errHelloFirst    = refuse(503, 5, 1, "Say EHLO first")
+	errMailFirst     = refuse(503, 5, 1, "Say MAIL first")
+	errNoArgument    = refuse(501, 5, 4, "This command has no argument")
+	errOutOfSync     = refuse(554, 5, 0, "Protocol synchronization: wait for the reply")
+	errTooManyErrors = refuse(421, 7, 0, "Too many errors")
+	errShutdown      = refuse(421, 3, 2, "Server is shutting down, please come back later")
 )
 
 // session is one connection. All of it runs in one goroutine.
@@ -54,8 +55,9 @@ type session struct {
 
 // transaction is what MAIL and RCPT gave.
 type transaction struct {
-	mail  mailArgs
-	rcpts []intake.Recipient
+	mail   mailArgs
+	rcpts  []intake.Recipient
+	beyond int // recipients over the limit
 }
 
 // run speaks SMTP until the session ends.
@@ -293,6 +295,9 @@ func (s *session) mail(arg string) {
 	case s.messages >= s.srv.cfg.MaxMessagesPerSession:
 		s.end(refuse(421, 7, 0, "Too many messages in one session"), "messages")
 		return
+	case s.errors > s.maxErrors(): // messages were refused
+		s.end(errTooManyErrors, "errors")
+		return
 	}
 	if err := s.lis.policy.beforeMail(s); err != nil { // no parsing for strangers
 		s.refuse(err)
@@ -352,8 +357,13 @@ func (s *session) rcpt(arg string) {
 		s.refuse(err)
 		return
 	}
-	if len(s.tx.rcpts) >= s.srv.cfg.MaxRecipients { // RFC 5321 section 4.5.3.1.10; no error of the client's
-		s.wire.reply(mail.Reply{Code: 452, Status: mail.Status{Class: 4, Subject: 5, Detail: 3}, Text: "Too many recipients"})
+	if most := s.srv.cfg.MaxRecipients; len(s.tx.rcpts) >= most { // RFC 5321 section 4.5.3.1.10
+		too := mail.Refuse(452, mail.Status{Class: 4, Subject: 5, Detail: 3}, "Too many recipients", nil)
+		if s.tx.beyond++; s.tx.beyond > most { // a client that does not listen
+			s.refuse(too)
+			return
+		}
+		s.wire.reply(too.Reply)
 		return
 	}
 	s.tx.rcpts = append(s.tx.rcpts, intake.Recipient{To: r.to, Notify: r.notify, ORCPT: r.orcpt})
@@ -389,7 +399,7 @@ func (s *session) countJunk() bool {
 func (s *session) refuse(err error) {
 	r := replyOf(err)
 	if s.errors++; s.errors > s.maxErrors() {
-		s.end(refuse(421, 7, 0, "Too many errors"), "errors")
+		s.end(errTooManyErrors, "errors")
 		return
 	}
 	s.wire.reply(r)

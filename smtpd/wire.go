@@ -319,7 +319,9 @@ func (r *rate) next(now time.Time) (time.Time, error) {
 	return now.Add(min(left, r.timeout)), nil
 }
 
+// add counts n octets and the wait for them. Octets of the past do not pay for more than timeout: who has sent much at once
+// must not hold what it has sent for hours.
 func (r *rate) add(n int, waited time.Duration) {
 	r.got += int64(n)
-	r.waited += waited
+	r.waited = max(r.waited+waited, time.Duration(r.got/int64(r.perSecond))*time.Second)
 }
