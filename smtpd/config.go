@@ -30,7 +30,8 @@ type Config struct {
 	Listeners []Listener `toml:"listener"`
 	// MaxMessageBytes bounds one message, header and body, in octets. Advertised as SIZE by submission listeners. Default 25 MiB.
 	MaxMessageBytes int64 `toml:"max_message_bytes"`
-	// MaxRecipients bounds the recipients of one message; those beyond get 452 4.5.3. Default 1000.
+	// MaxRecipients bounds the recipients of one message; those beyond get 452 4.5.3, and when they are more than that again
+	// they count as errors. Default 1000.
 	MaxRecipients int `toml:"max_recipients"`
 	// MaxConnections bounds the open connections of all listeners together. Default 2000.
 	MaxConnections int `toml:"max_connections"`
@@ -45,8 +46,8 @@ type Config struct {
 	StressTimeout time.Duration `toml:"stress_timeout"`
 	// MaxMessagesPerSession bounds the messages of one connection; then it gets 421. Default 100000.
 	MaxMessagesPerSession int `toml:"max_messages_per_session"`
-	// MaxErrors bounds the commands of a session that were refused since its last accepted message; an authenticated
-	// session may make ten times as many. Default 20.
+	// MaxErrors bounds the commands and messages of a session that were refused since its last accepted message, messages
+	// for good alone; an authenticated session may make ten times as many. Default 20.
 	MaxErrors int `toml:"max_errors"`
 	// MaxJunkCommands bounds EHLO, RSET, NOOP, VRFY and HELP since the last accepted message. Default 100.
 	MaxJunkCommands int `toml:"max_junk_commands"`
@@ -64,7 +65,8 @@ type Config struct {
 	CommandTimeout time.Duration `toml:"command_timeout"`
 	// DataTimeout bounds each wait for a piece of a message. Default 3m (RFC 5321 section 4.5.3.2.5).
 	DataTimeout time.Duration `toml:"data_timeout"`
-	// MinDataRate is how many octets per second a client must send of a message, after the first DataTimeout. Default 500.
+	// MinDataRate is how many octets per second a client must send of a message. It may be behind by DataTimeout; what it
+	// sent faster pays for no longer wait. Default 500.
 	MinDataRate int `toml:"min_data_rate"`
 	// WriteTimeout bounds each write of replies. Default 1m.
 	WriteTimeout time.Duration `toml:"write_timeout"`
@@ -79,7 +81,7 @@ type Config struct {
 	// OperatorAddress gets the mail for postmaster and abuse that comes in. Default "": it is refused.
 	OperatorAddress string `toml:"operator_address"`
 	// MaxInboundBytes bounds one inbound message, which is held in memory; all of them together may take 16 times as
-	// much. The smaller of it and MaxMessageBytes is advertised as SIZE by inbound listeners. Default 5 MiB.
+	// much, those of one IPv4 address or IPv6 /64 four times as much. The smaller of it and MaxMessageBytes is advertised as SIZE by inbound listeners. Default 5 MiB.
 	MaxInboundBytes int64 `toml:"max_inbound_bytes"`
 	// OAuth lets clients authenticate with a token of an issuer. Default none.
 	OAuth OAuth `toml:"oauth"`

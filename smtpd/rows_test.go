@@ -128,6 +128,7 @@ func TestA11_OctetsThatNoCommandHas(t *testing.T) {
 			require.Equal(t, "5", c.reply()[:1], "%q", line)
 		}
 	}
+	c.cmd("MA\u0131L FROM:<a@example.com>", "500 5.5.2") // whose upper case is MAIL
 	c.cmd("NOOP", "250")
 	for _, verb := range []string{"GET / HTTP/1.1", "POST / HTTP/1.1", "PRI * HTTP/2.0"} {
 		c := f.dial(t, plain)
