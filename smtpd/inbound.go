@@ -65,7 +65,8 @@ func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mai
 	if err != nil {
 		return in.ID, fmt.Errorf("accept inbound message: %w", err)
 	}
-	held := &memory{accepter: a, source: sourceOf(ip)}
+	in.Source = sourceOf(ip)
+	held := &memory{accepter: a, source: in.Source}
 	defer held.free()
 	if _, err := io.Copy(held, s.Body); err != nil {
 		return in.ID, err

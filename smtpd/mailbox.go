@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -67,6 +68,7 @@ type InboundMail struct {
 	RequireTLS bool // REQUIRETLS (RFC 8689): whoever hands it on must ask for it as well
 	Auth       AuthResults
 	Trace      intake.Trace
+	Source     netip.Prefix // who handed it in: one IPv4 address or one IPv6 /64
 	// Message is the whole message as it came, CRLF line ends only, with our Received and Authentication-Results before it,
 	// and without Authentication-Results of others in our name. It is in memory: reading it again is Seek.
 	Message io.ReadSeeker

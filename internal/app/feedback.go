@@ -52,7 +52,7 @@ func (in *inbound) bounced(rep *bounce.Report, to mail.Path, ev event.Event) eff
 		e.event.Reason = verdict.Class
 		e.event.Data["status"], e.event.Data["hard"] = verdict.Status, verdict.Hard
 		e.event.Data["diagnostic"] = verdict.Diagnostic
-		e.about += "/" + verdict.Status
+		e.about += "/" + statusKey(verdict.Status)
 	}
 	if to.IsNull() {
 		return e
@@ -68,6 +68,16 @@ func (in *inbound) bounced(rep *bounce.Report, to mail.Path, ev event.Event) eff
 		e.suppress = &entry
 	}
 	return e
+}
+
+// statusKey is a status as far as reports are told apart by it: not by numbers that no registry has, of which there are
+// millions to choose from.
+func statusKey(status string) string {
+	st, _, ok := mail.ParseStatus(status)
+	if !ok || st.Subject > 7 || st.Detail > 99 {
+		return status[:min(len(status), 1)]
+	}
+	return st.String()
 }
 
 // verdictOn picks what a report says of the address that we wrote to. Where it names one address only, and another one,

@@ -40,6 +40,9 @@ type inbound struct {
 	list      *suppression.List
 	classify  func() bounce.Classifier
 	log       *slog.Logger
+
+	forwards *allowance // octets of mail for the operator
+	repeats  *allowance // events that nothing of ours asks for, or that come again
 }
 
 // returnPathHost is the domain of return paths, "" where none are issued.
@@ -58,6 +61,7 @@ func (a *App) buildInbound() (*inbound, error) {
 	in := &inbound{
 		host: a.returnPathHost(), hostname: a.cfg.Hostname, db: a.db, spool: a.spool, events: a.events, intake: a.intake,
 		campaigns: a.campaigns, log: a.log, list: a.list,
+		forwards: newAllowance(operatorPerHour), repeats: newAllowance(eventsPerHour),
 		classify: func() bounce.Classifier { return a.delivery.Classifier().Bounce },
 	}
 	if in.host == "" {
@@ -121,7 +125,11 @@ func (in *inbound) HandleInbound(ctx context.Context, m *smtpd.InboundMail) erro
 			effects = append(effects, in.bounced(rep, to, ev))
 			continue
 		case smtpd.Complaint:
-			effects = append(effects, in.complained(rep, ev))
+			e := in.complained(rep, ev)
+			if e.about == "" && !in.repeats.pass(m.Source, 1, m.Trace.At) {
+				return errTooMuch
+			}
+			effects = append(effects, e)
 			continue
 		case smtpd.Unsubscribe:
 			token = lastWord(subject)
@@ -129,11 +137,16 @@ func (in *inbound) HandleInbound(ctx context.Context, m *smtpd.InboundMail) erro
 			if err != nil {
 				return mail.Refuse(550, mail.Status{Class: 5, Subject: 7, Detail: 1}, "The subject holds no unsubscribe token of ours", err)
 			}
-			ev.Account, ev.Campaign = u.Account, u.Campaign
+			if ev.Account, ev.Campaign = u.Account, u.Campaign; !in.repeats.pass(m.Source, 1, m.Trace.At) {
+				continue // the wish is heard, and told as contact.unsubscribed; only that it came again is not
+			}
 		case smtpd.Operator:
 			forward = true
 		}
 		events = append(events, ev)
+	}
+	if forward && !in.forwards.pass(m.Source, max(m.Size, leastForward), m.Trace.At) {
+		return errTooMuch
 	}
 	if token != "" {
 		if _, err := in.campaigns.Unsubscribe(ctx, token); err != nil {
@@ -163,6 +176,8 @@ func (in *inbound) HandleInbound(ctx context.Context, m *smtpd.InboundMail) erro
 	}
 	return nil
 }
+
+var errTooMuch = mail.Refuse(452, mail.Status{Class: 4, Subject: 7}, "Too much mail of this kind comes in, please come back in an hour", nil)
 
 func (in *inbound) eventOf(m *smtpd.InboundMail, r smtpd.InboundRecipient) event.Event {
 	return event.Event{
