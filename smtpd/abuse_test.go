@@ -117,6 +117,30 @@ func TestB8_OneSourceHoldsAQuarterOfInboundMemory(t *testing.T) {
 	begin("127.0.0.1").cmd(message+".", "250 2.0.0 Ok: queued")
 }
 
+// TestB8_InboundConnectionsLeaveRoomForSubmission, however many sources they come from.
+func TestB8_InboundConnectionsLeaveRoomForSubmission(t *testing.T) {
+	t.Parallel()
+	f, _ := startInbound(t, func(c *Config) { c.MaxConnections, c.StressPercent, c.GreetDelay = 10, 80, 0 })
+	var open []*client
+	for i := range 8 {
+		open = append(open, f.dialFrom(t, "127.0.1."+string(rune('1'+i)), inbound))
+	}
+	c := f.dial(t, inbound)
+	c.expect("421 4.7.0 Too many connections")
+	c.closed()
+	for range 2 {
+		f.ready(t, plain).cmd("MAIL FROM:<a@example.com>", "250 ")
+	}
+	c = f.dial(t, plain)
+	c.expect("421 4.7.0 Too many connections")
+	open[0].cmd("QUIT", "221 ")
+	open[0].closed()
+	require.Eventually(t, func() bool { // its place is free again
+		c := f.dial(t, inbound)
+		return strings.HasPrefix(c.reply(), "220 ")
+	}, 10*time.Second, time.Millisecond)
+}
+
 // TestB10_OneRecipientInManySpellingsIsOne: whatever follows from a message, an event, mail to the operator, follows once.
 func TestB10_OneRecipientInManySpellingsIsOne(t *testing.T) {
 	t.Parallel()

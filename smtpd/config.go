@@ -33,7 +33,8 @@ type Config struct {
 	// MaxRecipients bounds the recipients of one message; those beyond get 452 4.5.3, and when they are more than that again
 	// they count as errors. Default 1000.
 	MaxRecipients int `toml:"max_recipients"`
-	// MaxConnections bounds the open connections of all listeners together. Default 2000.
+	// MaxConnections bounds the open connections of all listeners together. Those of inbound listeners get no more than
+	// StressPercent of them. Default 2000.
 	MaxConnections int `toml:"max_connections"`
 	// MaxConnectionsPerIP bounds the open connections of one IPv4 address or one IPv6 /64. Default 50.
 	MaxConnectionsPerIP int `toml:"max_connections_per_ip"`

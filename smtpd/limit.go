@@ -22,6 +22,7 @@ type limits struct {
 	hurry   atomic.Bool
 	mu      sync.Mutex
 	open    int
+	inbound int // of open
 	source  map[netip.Prefix]int
 	account map[string]int
 	failed  failures[netip.Prefix]
@@ -49,17 +50,21 @@ func sourceOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// admit counts a new connection. The reason is not empty when it is one too many.
-func (l *limits) admit(p netip.Prefix) (reason string) {
+// admit counts a new connection to a kind of listener. The reason is not empty when it is one too many. Inbound connections
+// get no more than what makes stress: port 25 is open to the world, and must not keep the owner's applications out.
+func (l *limits) admit(p netip.Prefix, kind string) (reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.open >= l.cfg.MaxConnections:
+	case l.open >= l.cfg.MaxConnections, kind == Inbound && l.inbound >= max(1, l.cfg.MaxConnections*l.cfg.StressPercent/100):
 		return "connections"
 	case !l.fits(p):
 		return "connections_per_ip"
 	}
 	l.open++
+	if kind == Inbound {
+		l.inbound++
+	}
 	l.source[p]++
 	l.weigh()
 	return ""
@@ -119,10 +124,13 @@ func (l *limits) logout(account string) {
 }
 
 // release forgets a connection that was admitted.
-func (l *limits) release(p netip.Prefix) {
+func (l *limits) release(p netip.Prefix, kind string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
+	if kind == Inbound {
+		l.inbound--
+	}
 	l.leave(p)
 	l.weigh()
 }

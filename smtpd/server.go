@@ -245,12 +245,12 @@ func (s *Server) admit(conn net.Conn, l *listener) {
 	if proxied {
 		source = netip.Prefix{} // until it says who the client is
 	}
-	if reason := s.limits.admit(source); reason != "" {
+	if reason := s.limits.admit(source, l.kind); reason != "" {
 		s.turnAway(conn, l, ip, reason)
 		return
 	}
 	s.start(func() {
-		defer func() { s.limits.release(source) }()
+		defer func() { s.limits.release(source, l.kind) }()
 		if proxied {
 			client, err := s.introduce(conn, l, ip)
 			if err != nil {
