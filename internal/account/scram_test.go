@@ -44,6 +44,16 @@ func TestScramOfUnknownUsersLooksLikeAnyOther(t *testing.T) {
 	require.Equal(t, one, again)
 	require.Len(t, one.Salt, len(v.Salt))
 	require.Equal(t, v.Iterations, one.Iterations)
+	reopened, err := Open(t.Context(), db, nil) // as after a restart
+	require.NoError(t, err)
+	_, again, _ = reopened.Scram(t.Context(), "nobody")
+	require.Equal(t, one, again, "whoever compares both learns nothing")
+	_, other, _ := reopened.Scram(t.Context(), "somebody")
+	require.NotEqual(t, one, other)
+	fresh, err := Open(t.Context(), openDB(t, filepath.Join(t.TempDir(), "db")), nil)
+	require.NoError(t, err)
+	_, other, _ = fresh.Scram(t.Context(), "nobody")
+	require.NotEqual(t, one, other, "nobody else's relayd has the same")
 
 	record := s.credentials[c.Username]
 	record.Scram = nil

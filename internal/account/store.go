@@ -33,6 +33,7 @@ const (
 	domainTable     = kv.Table("domain")
 	credentialTable = kv.Table("credential")
 	keyTable        = kv.Table("key")
+	pepperTable     = kv.Table("pepper")
 	// recordVersion is the first byte of every record; the rest is JSON. An unknown version is an error.
 	recordVersion = 1
 	// credentialVersion is that of credentials: version 2 added the SCRAM verifier.
@@ -65,8 +66,32 @@ func Open(ctx context.Context, db kv.DB, now func() time.Time) (*Store, error) {
 		now = time.Now
 	}
 	s := &Store{db: db, now: now}
-	_, _ = rand.Read(s.pepper[:]) // never fails since Go 1.24
+	if err := s.loadPepper(ctx); err != nil {
+		return nil, fmt.Errorf("load pepper: %w", err)
+	}
 	return s, s.Reload(ctx)
+}
+
+// loadPepper reads the pepper, or makes one. It outlives a restart: a verifier that was another one after each would tell
+// that there is no such user.
+func (s *Store) loadPepper(ctx context.Context) error {
+	read := func(tx kv.Tx) error {
+		b, err := tx.Get(pepperTable, []byte("scram"))
+		if err == nil && b != nil && (len(b) != 1+len(s.pepper) || b[0] != recordVersion) {
+			return errors.New("unknown record version")
+		}
+		if b != nil && err == nil {
+			copy(s.pepper[:], b[1:])
+		}
+		return err
+	}
+	if err := s.db.View(ctx, read); err != nil || s.pepper != [32]byte{} {
+		return err
+	}
+	_, _ = rand.Read(s.pepper[:]) // never fails since Go 1.24
+	return s.db.Update(ctx, func(tx kv.Tx) error {
+		return tx.Put(pepperTable, []byte("scram"), append([]byte{recordVersion}, s.pepper[:]...))
+	})
 }
 
 // Reload reads all records again, for stores that another process may have changed.
