@@ -295,6 +295,10 @@ func (s *Store) get(ctx context.Context, id mail.QueueID, after uint64, most int
 	if err != nil {
 		return nil, nil, err
 	}
+	infos = slices.DeleteFunc(infos, func(i Info) bool { // settled between the two looks
+		_, done := slices.BinarySearchFunc(outcomes, i.Envelope.ID.N, func(o OutcomeRecord, n uint64) int { return cmp.Compare(o.ID.N, n) })
+		return done
+	})
 	for i := range outcomes {
 		infos = append(infos, finishedInfo(&outcomes[i]))
 	}

@@ -488,3 +488,37 @@ func work(ctx context.Context, t *testing.T, f *fixture, w int, tally *tally) {
 		}
 	}
 }
+
+// An envelope that is settled while somebody looks is told once: where it was, or how it ended.
+func TestWhoLooksWhileItIsSettledSeesItOnce(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	for range 100 {
+		m, envs := f.commit("the body", "a@x.example", "b@x.example")
+		l := f.lease(10)
+		var wg sync.WaitGroup
+		done := make(chan struct{})
+		for range 2 {
+			wg.Go(func() {
+				for open := true; open; {
+					select {
+					case <-done:
+						open = false // and once more
+					default:
+					}
+					_, infos, err := f.GetEnvelope(t.Context(), envs[0].ID)
+					if err != nil || len(infos) != 1 {
+						t.Errorf("%+v, %v", infos, err)
+					}
+					_, infos, err = f.Get(t.Context(), m.ID)
+					if err != nil || len(infos) != 2 {
+						t.Errorf("%+v, %v", infos, err)
+					}
+				}
+			})
+		}
+		f.settle(l, spool.Result{Outcome: spool.Delivered, Reply: accepted})
+		close(done)
+		wg.Wait()
+	}
+}
