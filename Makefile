@@ -19,8 +19,8 @@ test: ## every test that needs nothing but Go
 	go test ./...
 
 .PHONY: race
-race: ## the same under the race detector, but for e2e, whose binaries are processes of their own
-	go test -race $$(go list ./... | grep -v '/e2e$$')
+race: ## the same under the race detector, but for e2e, whose binaries are processes of their own, and long tests of one goroutine
+	go test -race -short $$(go list ./... | grep -v '/e2e$$')
 
 .PHONY: e2e
 e2e: build ## end-to-end tests of the real binaries with other people's clients and verifiers
@@ -49,15 +49,19 @@ campaign: ## exact campaigns under 100 pauses and 50 kills with 10,000 recipient
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)
-	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, t[i]; n=0}' | \
-	while read -r pkg target; do echo "$$pkg $$target"; \
-		corpus=$$(go list -f '{{.Dir}}' "$$pkg")/testdata/fuzz/$$target; had=$$(ls "$$corpus" 2>/dev/null | wc -l); \
-		out=$$(go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "$$pkg" 2>&1) && { echo "$$out" | tail -n 2; continue; }; \
+	@bin=$$(mktemp -d) && trap 'rm -rf "$$bin"' EXIT && cache=$$(go env GOCACHE)/fuzz && set -o pipefail && \
+	grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+	go test -c -fuzz=. -o "$$bin/test" "$$dir" && cd "$$dir" || exit 1; \
+	for target in $$("$$bin/test" -test.list '^Fuzz'); do echo "$$dir $$target"; \
+		corpus=testdata/fuzz/$$target; had=$$(ls "$$corpus" 2>/dev/null | wc -l); \
+		out=$$("$$bin/test" -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 1x \
+			-test.fuzzcachedir "$$cache/relayd/$$dir" 2>&1) && { echo "$$out" | tail -n 2; continue; }; \
 		echo "$$out"; \
 		[ "$$(ls "$$corpus" 2>/dev/null | wc -l)" = "$$had" ] || { echo "failing input in $$corpus"; exit 1; }; \
-		case "$$out" in *"Failing input"*|*panic*|*"build failed"*) exit 1;; *"context deadline exceeded"*) ;; *) exit 1;; esac; \
-	done # Go may take the end of the time for an error, "context deadline exceeded" (internal/fuzz: its context ends before
-	# that of its workers): no finding. One that it was minimising then it writes to the corpus and does not name.
+		case "$$out" in *"Failing input"*|*panic*) exit 1;; *"context deadline exceeded"*) ;; *) exit 1;; esac; \
+	done; cd "$(CURDIR)"; done
+# Go may take the end of the time for an error, "context deadline exceeded" (internal/fuzz: its context ends before that of its
+# workers): no finding. One that it was minimising then it writes to the corpus and does not name.
 
 .PHONY: bench
 bench: ## benchmarks, each with its limit measured in the same run

@@ -211,6 +211,9 @@ func packedByZstd(t testing.TB, b []byte, o ...zstd.EOption) []byte {
 
 func TestZstdIsUnpackedWithinBounds(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("long, and of one goroutine")
+	}
 	drain := func(body io.Reader) (rows int, err error) {
 		r, err := NewReader("text/csv", body, ReadOptions{})
 		for err == nil {
@@ -270,6 +273,9 @@ func TestZstdIsUnpackedWithinBounds(t *testing.T) {
 
 func TestGzipBombEnds(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("long, and of one goroutine")
+	}
 	bomb := packed(t, append([]byte("email,name\n"), bytes.Repeat([]byte("a@x.example,"+strings.Repeat(" ", 1000)+"\n"), 120_000)...))
 	r, err := NewReader("text/csv", bytes.NewReader(bomb), ReadOptions{})
 	require.NoError(t, err)

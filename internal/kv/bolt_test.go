@@ -90,6 +90,9 @@ func TestNewStoreLeavesNoOtherFile(t *testing.T) {
 // A damaged page must never look like an empty store: every read either answers rightly or fails.
 func TestFlippedPagesAreErrors(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("long, and of one goroutine")
+	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "kv.db")
 	db := openBolt(t, dir)

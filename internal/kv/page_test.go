@@ -16,6 +16,9 @@ import (
 // own on what the walk lets pass, and end this test.
 func TestDamagedPagesAreAnError(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("long, and of one goroutine")
+	}
 	path := filepath.Join(t.TempDir(), "kv.db")
 	db, err := kv.OpenBolt(path, kv.BoltOptions{})
 	require.NoError(t, err)
