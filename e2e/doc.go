@@ -4,5 +4,5 @@
 //
 // With RELAYD_E2E=full the clients and verifiers of other people must be there (swaks, Python, dkimverify,
 // opendkim-testmsg): a missing one fails its test. Without it their tests are skipped, so that `make test` needs nothing
-// but Go.
+// but Go. With RELAYD_E2E=off none of them runs: .ci/run has them once, whole, at the end.
 package e2e
