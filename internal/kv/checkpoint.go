@@ -186,7 +186,8 @@ func (b *Bolt) begin() {
 // age lets the journal's records of this epoch be brought into the file when they are old enough.
 func (b *Bolt) age(epoch uint64) {
 	time.AfterFunc(maxAge, func() {
-		b.aged.Store(epoch)
+		for old := b.aged.Load(); old < epoch && !b.aged.CompareAndSwap(old, epoch); old = b.aged.Load() {
+		} // an older one may come late, and must not hide this one
 		b.signal()
 	})
 }
