@@ -274,53 +274,60 @@ func (s *Store) GetEnvelope(ctx context.Context, id mail.EnvelopeID) (*Message, 
 	return m, infos, err
 }
 
-// get reads a message with most live and most finished envelopes behind after.
-func (s *Store) get(ctx context.Context, id mail.QueueID, after uint64, most int) (*Message, []Info, error) {
-	var m *Message
-	err := s.db.View(ctx, func(tx kv.Tx) error {
+// get reads a message with most live and most finished envelopes behind after, in one snapshot: an envelope that is settled
+// meanwhile is met once.
+func (s *Store) get(ctx context.Context, id mail.QueueID, after uint64, most int) (m *Message, infos []Info, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) error {
 		v, err := tx.Get(tableMessage, id[:])
 		if err == nil && v != nil {
 			m, err = decodeMessage(id, v)
 		}
+		if err != nil {
+			return err
+		}
+		if infos, err = s.liveOf(tx, id, after, most); err != nil {
+			return err
+		}
+		outcomes, err := outcomesOf(tx, id, after, most)
+		for i := range outcomes {
+			infos = append(infos, finishedInfo(&outcomes[i]))
+		}
 		return err
 	})
+	if err == nil && m == nil && len(infos) == 0 {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("get message %s: %w", id, err)
-	}
-	infos, err := s.ListEnvelopes(ctx, id, after, most)
-	if err != nil {
-		return nil, nil, err
-	}
-	outcomes, err := s.ListOutcomes(ctx, id, after, most)
-	if err != nil {
-		return nil, nil, err
-	}
-	infos = slices.DeleteFunc(infos, func(i Info) bool { // settled between the two looks
-		_, done := slices.BinarySearchFunc(outcomes, i.Envelope.ID.N, func(o OutcomeRecord, n uint64) int { return cmp.Compare(o.ID.N, n) })
-		return done
-	})
-	for i := range outcomes {
-		infos = append(infos, finishedInfo(&outcomes[i]))
-	}
-	if m == nil && len(infos) == 0 {
-		return nil, nil, fmt.Errorf("get message %s: %w", id, ErrNotFound)
 	}
 	return m, infos, nil
 }
 
 // ListEnvelopes returns the live envelopes of a message with N above after, at most limit; after is ^uint64(0) for the
 // beginning.
-func (s *Store) ListEnvelopes(ctx context.Context, id mail.QueueID, after uint64, limit int) ([]Info, error) {
+func (s *Store) ListEnvelopes(ctx context.Context, id mail.QueueID, after uint64, limit int) (page []Info, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) error {
+		page, err = s.liveOf(tx, id, after, min(max(limit, 1), maxPage))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list envelopes of %s: %w", id, err)
+	}
+	return page, nil
+}
+
+// liveOf reads at most limit live envelopes of one message: one slice has them all.
+func (s *Store) liveOf(tx kv.Tx, id mail.QueueID, after uint64, limit int) ([]Info, error) {
 	c, err := s.newScanner(Selector{Messages: []mail.QueueID{id}}, nil)
 	if err != nil {
 		return nil, err
 	}
 	c.skip(firstKey(id, after))
-	page, _, _, err := c.next(ctx, nil, min(max(limit, 1), maxPage))
-	if err != nil {
-		return nil, fmt.Errorf("list envelopes of %s: %w", id, err)
+	if len(c.ranges) == 0 {
+		return nil, nil
 	}
-	return page, nil
+	page, _, err := c.slice(tx, nil, limit, nil)
+	return page, err
 }
 
 // firstKey is the first key of a message behind after.
@@ -330,25 +337,29 @@ func firstKey(id mail.QueueID, after uint64) []byte {
 
 // ListOutcomes returns the outcomes of the envelopes of a message with N above after, at most limit; after is
 // ^uint64(0) for the beginning.
-func (s *Store) ListOutcomes(ctx context.Context, id mail.QueueID, after uint64, limit int) ([]OutcomeRecord, error) {
-	limit = min(max(limit, 1), maxPage)
-	var page []OutcomeRecord
-	err := s.db.View(ctx, func(tx kv.Tx) error {
-		return tx.Scan(tableOutcome, firstKey(id, after), kv.PrefixEnd(id[:]), func(k, v []byte) (bool, error) {
-			eid, err := mail.EnvelopeIDFromKey(k)
-			if err != nil {
-				return false, err
-			}
-			o, err := decodeOutcome(eid, v)
-			if err != nil {
-				return false, err
-			}
-			page = append(page, *o)
-			return len(page) < limit, nil
-		})
+func (s *Store) ListOutcomes(ctx context.Context, id mail.QueueID, after uint64, limit int) (page []OutcomeRecord, err error) {
+	err = s.db.View(ctx, func(tx kv.Tx) error {
+		page, err = outcomesOf(tx, id, after, min(max(limit, 1), maxPage))
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list outcomes of %s: %w", id, err)
 	}
 	return page, nil
+}
+
+func outcomesOf(tx kv.Tx, id mail.QueueID, after uint64, limit int) (page []OutcomeRecord, err error) {
+	err = tx.Scan(tableOutcome, firstKey(id, after), kv.PrefixEnd(id[:]), func(k, v []byte) (bool, error) {
+		eid, err := mail.EnvelopeIDFromKey(k)
+		if err != nil {
+			return false, err
+		}
+		o, err := decodeOutcome(eid, v)
+		if err != nil {
+			return false, err
+		}
+		page = append(page, *o)
+		return len(page) < limit, nil
+	})
+	return page, err
 }

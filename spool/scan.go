@@ -76,7 +76,11 @@ func (c *scanner) skip(from []byte) {
 // may be left, and last is the last key that was examined.
 func (c *scanner) next(ctx context.Context, page []Info, limit int) (_ []Info, last []byte, more bool, err error) {
 	for len(c.ranges) > 0 && len(page) < limit && c.left > 0 {
-		if page, last, err = c.slice(ctx, page, limit, last); err != nil {
+		err = c.store.db.View(ctx, func(tx kv.Tx) error {
+			page, last, err = c.slice(tx, page, limit, last)
+			return err
+		})
+		if err != nil {
 			return nil, nil, false, err
 		}
 	}
@@ -84,28 +88,25 @@ func (c *scanner) next(ctx context.Context, page []Info, limit int) (_ []Info, l
 }
 
 // slice examines up to scanSlice envelopes in one snapshot.
-func (c *scanner) slice(ctx context.Context, page []Info, limit int, last []byte) ([]Info, []byte, error) {
-	err := c.store.db.View(ctx, func(tx kv.Tx) error {
-		cache := messageCache{tx: tx, messages: map[mail.QueueID]*Message{}}
-		r := c.ranges[0]
-		examined, ended := 0, true
-		err := tx.Scan(tableEnvelope, r[0], r[1], func(k, v []byte) (bool, error) {
-			last = append(last[:0], k...)
-			examined++
-			if info, ok := c.examine(&cache, k, v); ok {
-				page = append(page, info)
-			}
-			ended = len(page) < limit && examined < scanSlice
-			return ended, nil
-		})
-		c.left -= examined
-		if ended {
-			c.ranges = c.ranges[1:]
-		} else {
-			c.skip(append(bytes.Clone(last), 0))
+func (c *scanner) slice(tx kv.Tx, page []Info, limit int, last []byte) ([]Info, []byte, error) {
+	cache := messageCache{tx: tx, messages: map[mail.QueueID]*Message{}}
+	r := c.ranges[0]
+	examined, ended := 0, true
+	err := tx.Scan(tableEnvelope, r[0], r[1], func(k, v []byte) (bool, error) {
+		last = append(last[:0], k...)
+		examined++
+		if info, ok := c.examine(&cache, k, v); ok {
+			page = append(page, info)
 		}
-		return err
+		ended = len(page) < limit && examined < scanSlice
+		return ended, nil
 	})
+	c.left -= examined
+	if ended {
+		c.ranges = c.ranges[1:]
+	} else {
+		c.skip(append(bytes.Clone(last), 0))
+	}
 	return page, last, err
 }
 

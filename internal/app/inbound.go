@@ -193,23 +193,16 @@ func (in *inbound) eventOf(m *smtpd.InboundMail, r smtpd.InboundRecipient) event
 // forgotten.
 func (in *inbound) identify(ctx context.Context, id mail.EnvelopeID, ev *event.Event) (to mail.Path, err error) {
 	ev.Envelope = id.String()
-	live, err := in.spool.ListEnvelopes(ctx, id.Message, id.N-1, 1) // first: it may be settled between the two looks
+	_, infos, err := in.spool.GetEnvelope(ctx, id)
+	if errors.Is(err, spool.ErrNotFound) {
+		return to, nil
+	}
 	if err != nil {
 		return to, err
 	}
-	done, err := in.spool.ListOutcomes(ctx, id.Message, id.N-1, 1)
-	if err != nil {
-		return to, err
-	}
-	queue := spool.Queue{}
-	switch {
-	case len(done) == 1 && done[0].ID == id:
-		queue, to = done[0].Queue, done[0].To
-	case len(live) == 1 && live[0].Envelope.ID == id:
-		queue, to = live[0].Envelope.Queue, live[0].Envelope.To
-	}
-	ev.Account, ev.Campaign = queue.Account, queue.Stream // return paths are issued for campaigns alone
-	return to, nil
+	e := &infos[0].Envelope
+	ev.Account, ev.Campaign = e.Queue.Account, e.Queue.Stream // return paths are issued for campaigns alone
+	return e.To, nil
 }
 
 func subjectOf(r io.ReadSeeker) (string, error) {
