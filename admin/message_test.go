@@ -214,9 +214,6 @@ func TestRawMessages(t *testing.T) {
 
 func TestLargeMessages(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("long, and of one goroutine")
-	}
 	h := newHarness(t)
 	h.ready("", "example.com")
 	c := h.client("", "all")

@@ -31,7 +31,7 @@ func (f *fixture) dialFrom(t *testing.T, address string, i int) *client {
 	conn, err := d.Dial("tcp", f.Addr(i).String())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	c := &client{t: t, Conn: conn, r: bufio.NewReader(conn)}
 	c.expect("220 ")
 	c.cmd("EHLO mx.example", "250 ")

@@ -75,22 +75,20 @@ func Open(ctx context.Context, db kv.DB, now func() time.Time) (*Store, error) {
 // loadPepper reads the pepper, or makes one. It outlives a restart: a verifier that was another one after each would tell
 // that there is no such user.
 func (s *Store) loadPepper(ctx context.Context) error {
-	read := func(tx kv.Tx) error {
-		b, err := tx.Get(pepperTable, []byte("scram"))
-		if err == nil && b != nil && (len(b) != 1+len(s.pepper) || b[0] != recordVersion) {
+	key := []byte("scram")
+	return s.db.Update(ctx, func(tx kv.Tx) error {
+		b, err := tx.Get(pepperTable, key)
+		switch {
+		case err != nil:
+			return err
+		case b == nil:
+			_, _ = rand.Read(s.pepper[:]) // never fails since Go 1.24
+			return tx.Put(pepperTable, key, append([]byte{recordVersion}, s.pepper[:]...))
+		case len(b) != 1+len(s.pepper) || b[0] != recordVersion:
 			return errors.New("unknown record version")
 		}
-		if b != nil && err == nil {
-			copy(s.pepper[:], b[1:])
-		}
-		return err
-	}
-	if err := s.db.View(ctx, read); err != nil || s.pepper != [32]byte{} {
-		return err
-	}
-	_, _ = rand.Read(s.pepper[:]) // never fails since Go 1.24
-	return s.db.Update(ctx, func(tx kv.Tx) error {
-		return tx.Put(pepperTable, []byte("scram"), append([]byte{recordVersion}, s.pepper[:]...))
+		copy(s.pepper[:], b[1:])
+		return nil
 	})
 }
 

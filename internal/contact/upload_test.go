@@ -140,9 +140,6 @@ func TestChunkGoesOnWhereItStopped(t *testing.T) {
 // Rows are stored in the order of mailboxes; wherever the power fails in a window, the rest of it comes once.
 func TestWindowGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("long, and of one goroutine")
-	}
 	var b strings.Builder
 	b.WriteString("email,name,topic\n")
 	for i := range windowRows + importBatch { // more than a window; in no order; a tenth comes twice; some are bad

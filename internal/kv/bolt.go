@@ -321,7 +321,7 @@ func (b *Bolt) snapshot() (*tx, error) {
 		if err != nil {
 			return nil, err
 		}
-		if now := b.layers.Load(); now.active == l.active {
+		if b.layers.Load().active == l.active {
 			return &tx{active: l.active, frozen: l.frozen, db: b.db, file: &boltTx{tx: file}}, nil
 		}
 		if err := file.Rollback(); err != nil {

@@ -396,6 +396,28 @@ func TestJournalOfAnotherTimeOrStoreIsRefused(t *testing.T) {
 	})
 }
 
+// The timer of an older epoch may come after that of the epoch that has waited: it must not hide it from a committer that was
+// busy meanwhile, who would leave the records in the journal for as long as nothing more comes.
+func TestLateTimerOfAnOlderEpochHidesNothing(t *testing.T) {
+	t.Parallel()
+	db := openStore(t, filepath.Join(t.TempDir(), "db"))
+	put(t, db, "k", "v") // begins to wait
+	epoch := db.layers.Load().epoch
+	db.age(epoch - 1)
+	busy, over := make(chan struct{}), make(chan error, 1)
+	go func() {
+		over <- db.Update(t.Context(), func(Tx) error {
+			<-busy
+			return nil
+		})
+	}()
+	<-time.After(maxAge + maxAge/2)
+	close(busy)
+	require.NoError(t, <-over)
+	require.Eventually(t, func() bool { return db.layers.Load().epoch > epoch }, 10*time.Second, time.Millisecond)
+	require.NoError(t, db.Close())
+}
+
 // On a quiet store, what was committed is in the file a second later.
 func TestAgedRecordsAreBroughtIntoTheFile(t *testing.T) {
 	t.Parallel()
