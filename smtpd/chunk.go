@@ -19,8 +19,8 @@ var (
 	errEnded       = errors.New("session has ended")
 )
 
-// parseChunk reads the argument of BDAT (RFC 3030 section 2: chunk-size = 1*DIGIT): how many octets follow the line, and whether they are the
-// last of the message.
+// parseChunk reads the argument of BDAT (RFC 3030 section 2: chunk-size = 1*DIGIT): how many octets follow the line, and
+// whether they are the last of the message.
 func parseChunk(arg string) (size int64, last bool, err *mail.Error) {
 	number, word, more := strings.Cut(arg, " ")
 	if more {
