@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"math"
 	"time"
 
@@ -172,6 +173,7 @@ func (s *Service) bottleneck(p *api.Progress, r *record, rest int64, waiting int
 		limit(w.limit(false), "delivery")
 		if p.LimitedBy == "delivery" && r.Send.MaxConcurrency > 0 && c.Sending >= int64(r.Send.MaxConcurrency) {
 			p.LimitedBy = "campaign.max_concurrency"
+			p.LimitedDetail = fmt.Sprintf("campaign %s has all the transactions that it may have (%d)", p.ID, r.Send.MaxConcurrency)
 		}
 	}
 }

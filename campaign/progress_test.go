@@ -128,3 +128,21 @@ func TestProgressTellsOfPressure(t *testing.T) {
 	r.fan()
 	require.Equal(t, "delivery", r.progress(c.ID).LimitedBy)
 }
+
+// A campaign that sends as much at a time as it may says so with the figure, also before anything of it had to wait for that.
+func TestProgressTellsOfItsOwnConcurrency(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	c := r.draftOf(5, func(req *api.CreateCampaign) { req.Send.MaxConcurrency = 2 })
+	_, err := r.Start(t.Context(), "default", c.ID)
+	require.NoError(t, err)
+	r.fan()
+	require.Equal(t, "delivery", r.progress(c.ID).LimitedBy)
+	require.Equal(t, 2, r.deliver(2, func(msg []byte, e *spool.Envelope) spool.Result {
+		p := r.progress(c.ID)
+		require.Equal(t, "campaign.max_concurrency", p.LimitedBy)
+		require.Equal(t, "campaign "+c.ID+" has all the transactions that it may have (2)", p.LimitedDetail)
+		return delivered(msg, e)
+	}))
+	require.Empty(t, r.progress(c.ID).LimitedDetail)
+}
