@@ -137,7 +137,7 @@ func (b *Bolt) recover(sync bool) error {
 // openFile opens an existing file. bbolt collects the free pages by walking all pages in a goroutine of its own, where
 // a damaged one panics beyond our reach: so the same walk comes first, read-only and here.
 func openFile(path string, opts BoltOptions) (*bolt.DB, error) {
-	db, err := openBolt(path, bolt.Options{ReadOnly: true})
+	db, file, err := openLocked(path, bolt.Options{ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func openFile(path string, opts BoltOptions) (*bolt.DB, error) {
 	if err == nil {
 		err = walk(db)
 	}
-	if closeErr := db.Close(); err == nil {
+	if closeErr := closeLocked(db, file); err == nil {
 		err = closeErr
 	}
 	if err != nil {
@@ -193,10 +193,21 @@ func undamaged(fn func() error) (err error) {
 	return fn()
 }
 
+// closeLocked closes a file opened for reading and gives its lock back. bbolt leaves that to the last descriptor of it,
+// which a child of this process may have, between fork and exec, when the file is opened for writing next.
+func closeLocked(db *bolt.DB, file *os.File) error {
+	return errors.Join(syscall.Flock(int(file.Fd()), syscall.LOCK_UN), db.Close())
+}
+
 // openBolt opens the file with names of ours for the errors of bbolt. It creates nothing.
-func openBolt(path string, opts bolt.Options) (db *bolt.DB, err error) {
+func openBolt(path string, opts bolt.Options) (*bolt.DB, error) {
+	db, _, err := openLocked(path, opts)
+	return db, err
+}
+
+// openLocked is openBolt with the descriptor, which has the lock.
+func openLocked(path string, opts bolt.Options) (db *bolt.DB, file *os.File, err error) {
 	opts.Timeout = 120 * time.Millisecond // three tries: between fork and exec a child holds the locks of its parent
-	var file *os.File
 	opts.OpenFile = func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
 		file, err = os.OpenFile(name, flag&^os.O_CREATE, perm) //nolint:gosec // the operator's path
 		return file, err
@@ -206,20 +217,20 @@ func openBolt(path string, opts bolt.Options) (db *bolt.DB, err error) {
 		return err
 	})
 	if err == nil && !stillNamed(file, path) { // Compact has put another file in its place before it was locked
-		return nil, errors.Join(ErrInUse, db.Close())
+		return nil, nil, errors.Join(ErrInUse, db.Close())
 	}
 	switch {
 	case err == nil:
-		return db, nil
+		return db, file, nil
 	case errors.Is(err, berrors.ErrTimeout):
-		return nil, ErrInUse
+		return nil, nil, ErrInUse
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if _, ok := errors.AsType[*fs.PathError](err); !ok && !errors.Is(err, ErrDamaged) && !isErrno(err) {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err) // bbolt has no name for it: "file size too small"
+		return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err) // bbolt has no name for it: "file size too small"
 	}
-	return nil, err
+	return nil, nil, err
 }
 
 func isErrno(err error) bool {

@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 )
 
 // filled makes a store of n records of which only every tenth is left.
@@ -67,6 +69,23 @@ func TestCompactKeepsTheRecords(t *testing.T) {
 	db, err = OpenBolt(path, BoltOptions{NoSync: true})
 	require.NoError(t, err)
 	require.Equal(t, 1000, countRecords(t, db))
+	require.NoError(t, db.Close())
+}
+
+// A child of this process has the descriptors of its parent between fork and exec: what was opened for reading and closed is
+// free to be opened for writing all the same.
+func TestAForkedDescriptorKeepsNoLock(t *testing.T) {
+	t.Parallel()
+	path, db := filled(t, 1)
+	require.NoError(t, db.Close())
+	read, file, err := openLocked(path, bolt.Options{ReadOnly: true})
+	require.NoError(t, err)
+	child, err := syscall.Dup(int(file.Fd()))
+	require.NoError(t, err)
+	defer syscall.Close(child) //nolint:errcheck // a test
+	require.NoError(t, closeLocked(read, file))
+	db, err = OpenBolt(path, BoltOptions{NoSync: true})
+	require.NoError(t, err)
 	require.NoError(t, db.Close())
 }
 
