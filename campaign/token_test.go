@@ -27,7 +27,6 @@ func TestToken(t *testing.T) {
 	token := k.seal(forUnsubscribe, c)
 	require.Equal(t, token, k.seal(forUnsubscribe, c), "the same for every attempt")
 	require.Equal(t, strings.ToLower(token), token)
-	require.NotContains(t, token, "ann")
 	got, err := k.open(forUnsubscribe, token)
 	require.NoError(t, err)
 	require.Equal(t, c, got)
@@ -37,6 +36,7 @@ func TestToken(t *testing.T) {
 
 	raw, err := tokenText.DecodeString(token)
 	require.NoError(t, err)
+	require.NotContains(t, string(raw), c.address)
 	for i := range raw {
 		for bit := range 8 {
 			raw[i] ^= 1 << bit
