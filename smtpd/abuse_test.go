@@ -103,7 +103,7 @@ func TestB8_OneSourceHoldsAQuarterOfInboundMemory(t *testing.T) {
 		c := begin("127.0.0.1")
 		c.send(message)
 		open = append(open, c)
-		require.Eventually(t, func() bool { return f.held() >= (i+1)*int64(len(message)) }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return f.held() >= (i+1)*int64(len(message)) }, time.Minute, time.Millisecond)
 	}
 	c := begin("127.0.0.1")
 	c.cmd("From: x@mx.example\r\n\r\nx\r\n.", "452 4.3.1")
@@ -138,7 +138,7 @@ func TestB8_InboundConnectionsLeaveRoomForSubmission(t *testing.T) {
 	require.Eventually(t, func() bool { // its place is free again
 		c := f.dial(t, inbound)
 		return strings.HasPrefix(c.reply(), "220 ")
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 }
 
 // TestB10_OneRecipientInManySpellingsIsOne: whatever follows from a message, an event, mail to the operator, follows once.

@@ -24,11 +24,17 @@ type inbox struct {
 	recipients []string
 	messages   []string
 	read       func(io.Reader) ([]byte, error)
+	patience   time.Duration // with the octets of a message, when it is not that of the server
 }
 
-func (b *inbox) NewSession(*smtp.Conn) (smtp.Session, error) { return &inboxSession{b}, nil }
+func (b *inbox) NewSession(c *smtp.Conn) (smtp.Session, error) {
+	return &inboxSession{b, c.Conn()}, nil
+}
 
-type inboxSession struct{ *inbox }
+type inboxSession struct {
+	*inbox
+	conn net.Conn
+}
 
 func (*inboxSession) Reset()                               {}
 func (*inboxSession) Logout() error                        { return nil }
@@ -52,6 +58,11 @@ func (s *inboxSession) Rcpt(to string, _ *smtp.RcptOptions) error {
 }
 
 func (s *inboxSession) Data(r io.Reader) error {
+	if s.patience > 0 { // ReadTimeout would be that of every command before it as well
+		if err := s.conn.SetReadDeadline(time.Now().Add(s.patience)); err != nil {
+			return err
+		}
+	}
 	b, err := s.read(r)
 	if err != nil {
 		return err
@@ -196,15 +207,14 @@ func TestGoSMTPMended(t *testing.T) {
 func goSMTPPeer(t *testing.T, name string) *peer {
 	t.Helper()
 	b := &inbox{}
-	timeout := time.Minute
 	if strings.Contains(name, "timeout") {
-		timeout = 50 * time.Millisecond
+		b.patience = 50 * time.Millisecond
 	}
-	addr := startGoSMTP(t, b, timeout)
+	addr := startGoSMTP(t, b, time.Minute)
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	p := &peer{client: &client{t: t, Conn: conn, r: bufio.NewReader(conn), theirs: true}}
 	p.messages = func() []string { b.mu.Lock(); defer b.mu.Unlock(); return b.messages }
 	p.recipients = func() []string { b.mu.Lock(); defer b.mu.Unlock(); return b.recipients }

@@ -47,7 +47,7 @@ func TestB8_5000IdleConnections(t *testing.T) {
 	if _, err := os.Stat("/proc/self/status"); err != nil || raceDetector {
 		t.Skip("needs /proc, and the program as it is")
 	}
-	child := exec.Command(os.Args[0], "-test.run=^TestIdleChild$", "-test.timeout=2m") //nolint:gosec,noctx // itself
+	child := exec.Command(os.Args[0], "-test.run=^TestIdleChild$", "-test.timeout=10m") //nolint:gosec,noctx // itself
 	child.Env = append(os.Environ(), idleChild+"=1")
 	in, err := child.StdinPipe()
 	require.NoError(t, err)

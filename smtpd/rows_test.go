@@ -193,6 +193,7 @@ func TestB3_UnknownUserAndWrongPasswordAreEqual(t *testing.T) { // not parallel:
 		},
 	} {
 		c := f.dial(t, plain)
+		require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Minute))) // up to 4,000 commands
 		c.expect("220")
 		c.cmd("EHLO x", "250 ")
 		answers := map[string]bool{}
