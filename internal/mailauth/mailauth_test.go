@@ -25,7 +25,7 @@ func serve(t *testing.T, zones map[string][]string) (*resolver.Resolver, *resolv
 	s, err := resolvertest.NewServer(zones)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	r, err := resolver.New(resolver.Config{Servers: []string{s.Addr}, Timeout: time.Second}, resolver.Deps{})
+	r, err := resolver.New(resolver.Config{Servers: []string{s.Addr}, Timeout: 10 * time.Second}, resolver.Deps{})
 	require.NoError(t, err)
 	return r, s
 }

@@ -52,7 +52,7 @@ func start(t *testing.T, zones map[string][]string) (*resolver.Resolver, *resolv
 	t.Helper()
 	s := serve(t, zones)
 	c := &clock{t: time.Unix(1_790_000_000, 0)}
-	return ask(t, resolver.Config{Servers: []string{s.Addr}, Timeout: time.Second}, c), s, c
+	return ask(t, resolver.Config{Servers: []string{s.Addr}, Timeout: 5 * time.Second}, c), s, c
 }
 
 func ask(t *testing.T, cfg resolver.Config, c *clock) *resolver.Resolver {
@@ -270,7 +270,7 @@ func TestOneWhoGivesUpDoesNotFailTheOthers(t *testing.T) {
 		_, err := r.LookupMX(ctx, "a.example")
 		gaveUp <- err
 	}()
-	require.Eventually(t, func() bool { return s.Queries("a.example", "MX") == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Queries("a.example", "MX") == 1 }, time.Minute, time.Millisecond)
 	other := make(chan error)
 	go func() {
 		_, err := r.LookupMX(t.Context(), "a.example")
@@ -291,7 +291,7 @@ func TestNextServerIsAskedWhenOneIsSilentOrFails(t *testing.T) {
 	silent.SetDelay("a.example", -1)
 	failing.SetRcode("a.example", dns.RcodeServerFailure)
 	c := &clock{t: time.Unix(1_790_000_000, 0)}
-	r := ask(t, resolver.Config{Servers: []string{silent.Addr, failing.Addr, good.Addr}, Timeout: 50 * time.Millisecond}, c)
+	r := ask(t, resolver.Config{Servers: []string{silent.Addr, failing.Addr, good.Addr}, Timeout: 2 * time.Second}, c)
 	_, err := r.LookupMX(t.Context(), "a.example")
 	require.NoError(t, err)
 	require.Equal(t, []int{1, 1, 1}, []int{silent.Queries("", ""), failing.Queries("", ""), good.Queries("", "")})
@@ -312,6 +312,7 @@ func TestSilenceIsTemporaryAndBounded(t *testing.T) {
 	_, err := r.LookupMX(t.Context(), "a.example")
 	require.ErrorIs(t, err, resolver.ErrTemporary)
 	require.ErrorContains(t, err, "no answer in time")
+	require.Eventually(t, func() bool { return s.Queries("", "") >= 2 }, time.Minute, time.Millisecond) // it may be late to count
 	require.Equal(t, 2, s.Queries("", ""))
 }
 
