@@ -46,7 +46,7 @@ func StartMariaDB() (*Database, error) {
 		daemon, []string{
 			"--no-defaults", "--datadir=DIR/data", "--socket=DIR/s", "--skip-networking", "--pid-file=DIR/pid",
 			"--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--skip-log-bin",
-			"--performance-schema=OFF", "--max-connections=50", "--character-set-server=utf8mb4", "--lc-messages-dir=/usr/share/mysql",
+			"--performance-schema=OFF", "--max-connections=300", "--character-set-server=utf8mb4", "--lc-messages-dir=/usr/share/mysql",
 		})
 }
 
@@ -63,7 +63,7 @@ func StartPostgres() (*Database, error) {
 		[]string{"-D", "DIR/data", "-A", "trust", "-U", "root", "-E", "UTF8", "--locale=C", "--no-sync"},
 		daemon, []string{
 			"-D", "DIR/data", "-k", "DIR", "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off",
-			"-c", "max_connections=50", "-c", "shared_buffers=16MB", "-c", "autovacuum=off",
+			"-c", "max_connections=300", "-c", "shared_buffers=16MB", "-c", "autovacuum=off",
 		})
 }
 
@@ -191,6 +191,13 @@ func (d *Database) Create(ctx context.Context, name string) (*sql.DB, error) {
 // Stop ends the server and removes its directory.
 func (d *Database) Stop() {
 	if d.cmd != nil && d.cmd.Process != nil {
+		if d.Driver == "postgres" { // at once, but with its children and its shared memory
+			_ = d.cmd.Process.Signal(syscall.SIGQUIT)
+			select {
+			case <-d.done:
+			case <-time.After(20 * time.Second):
+			}
+		}
 		_ = d.cmd.Process.Kill()
 		<-d.done
 	}

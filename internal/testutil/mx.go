@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -117,12 +118,19 @@ func (m *MX) Close() {
 	default:
 		close(m.done)
 	}
-	_ = m.listener.Close()
+	closeAlone(m.listener)
 	for c := range m.conns {
 		_ = c.Close()
 	}
 	m.mu.Unlock()
 	m.wg.Wait()
+}
+
+// closeAlone closes a listener so that its port is free at once: no child is between fork and exec, where it has a copy.
+func closeAlone(l net.Listener) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	_ = l.Close()
 }
 
 // AddrPort is where it listens.
