@@ -470,7 +470,7 @@ func TestUrgentOvertakesBulk(t *testing.T) {
 	mx.WaitCommands(t, "DOT", 3) // all that bulk may have
 	id := r.send("code@dest.example")
 	require.Equal(t, spool.Delivered, r.outcome(id, 0).Result.Outcome)
-	require.Len(t, mx.Mails(), 4) // the bulk still waits for its replies
+	require.Len(t, mx.Wait(t, 4), 4) // the bulk still waits for its replies
 	close(hold)
 	mx.Wait(t, 51)
 }
