@@ -235,7 +235,10 @@ func (n *Notice) status() []byte {
 		field("Action", n.Kind.action())
 		field("Status", r.status(n.Kind).String())
 		if r.Host != "" {
-			host, _, _ := strings.Cut(r.Host, "[")
+			host := r.Host // NAME[ADDRESS]; the name may be an address literal
+			if i := strings.LastIndexByte(host, '['); i > 0 {
+				host = host[:i]
+			}
 			field("Remote-MTA", "dns; "+host)
 		}
 		if !r.Reply.IsZero() {

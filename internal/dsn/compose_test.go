@@ -228,3 +228,19 @@ func FuzzCompose(f *testing.F) {
 		}
 	})
 }
+
+// TestRemoteOfAnAddressLiteralIsNamed: mail to user@[192.0.2.1] has no host name to tell.
+func TestRemoteOfAnAddressLiteralIsNamed(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]string{
+		"[192.0.2.1][192.0.2.1]": "[192.0.2.1]", "[192.0.2.1]": "[192.0.2.1]", "[IPv6:2001:db8::1][2001:db8::1]": "[IPv6:2001:db8::1]",
+		"mx.dest.example[192.0.2.1]": "mx.dest.example", "mx.dest.example": "mx.dest.example",
+	} {
+		n := notice()
+		n.Recipients[0].Host = host
+		raw, err := Compose(n)
+		require.NoError(t, err)
+		_, _, bodies := parts(t, raw)
+		require.Contains(t, bodies[1], "Remote-MTA: dns; "+want+"\r\n", host)
+	}
+}

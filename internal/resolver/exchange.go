@@ -25,24 +25,37 @@ const (
 
 // server is one resolver to ask.
 type server struct {
-	addr    netip.AddrPort
-	resumes atomic.Int64 // Unix nanoseconds until which it is asked last, after it did not answer
+	addr     netip.AddrPort
+	resumes  atomic.Int64 // Unix nanoseconds until which it is asked last, after it did not answer
+	answered atomic.Int64 // Unix nanoseconds of its last answer to any question
 }
 
 // exchange asks the servers in turn until one gives an answer that says something about the name: NOERROR or NXDOMAIN.
 func (r *Resolver) exchange(ctx context.Context, q question) (*dns.Msg, error) {
 	var errs []error
+	var failed []*server // said that they do not know
 	for range rounds {
 		for _, s := range r.order() {
+			asked := r.now().UnixNano()
 			m, err := r.askServer(ctx, s, q)
-			if err == nil {
+			said := (*saidError)(nil)
+			until := r.now().Add(suspension).UnixNano()
+			switch {
+			case err == nil:
+				s.answered.Store(r.now().UnixNano())
 				s.resumes.Store(0)
+				for _, f := range failed { // it was not the name's fault
+					f.resumes.Store(until)
+				}
 				return m, nil
-			}
-			if ctx.Err() != nil {
+			case ctx.Err() != nil:
 				return nil, ctx.Err()
+			case errors.As(err, &said):
+				s.answered.Store(r.now().UnixNano())
+				failed = append(failed, s)
+			case s.answered.Load() < asked: // else the name is at fault, and its owner must not say whom we ask first
+				s.resumes.Store(until)
 			}
-			s.resumes.Store(r.now().Add(suspension).UnixNano())
 			if len(errs) < len(r.servers) { // the second round says the same
 				errs = append(errs, fmt.Errorf("server %s: %w", s.addr, err))
 			}
@@ -84,14 +97,19 @@ func (r *Resolver) askServer(ctx context.Context, s *server, q question) (*dns.M
 	}
 	switch {
 	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
-		return nil, errors.New(rcodeName(m.Rcode))
+		return nil, &saidError{rcodeName(m.Rcode)}
 	case m.Truncated:
-		return nil, errors.New("answer cut off")
+		return nil, &saidError{"answer cut off"}
 	case m.Rcode == dns.RcodeSuccess && len(m.Answer) == 0 && !m.Authoritative && !m.RecursionAvailable:
-		return nil, errors.New("server refers to others and does not look up itself") // not "no such record"
+		return nil, &saidError{"server refers to others and does not look up itself"} // not "no such record"
 	}
 	return m, nil
 }
+
+// saidError is an answer of a server that helps nobody.
+type saidError struct{ text string }
+
+func (e *saidError) Error() string { return e.text }
 
 func rcodeName(rcode int) string {
 	if s, ok := dns.RcodeToString[rcode]; ok {
@@ -137,8 +155,9 @@ func (r *Resolver) ask(ctx context.Context, network string, s *server, q questio
 		answer, err := r.unpack(network, b)
 		if err == nil && answers(answer, m) {
 			return answer, nil
-		} else if err != nil && network == "udp" && len(b) >= 12 && binary.BigEndian.Uint16(b) == m.Id && b[2]&0x82 == 0x82 {
-			return &dns.Msg{MsgHdr: dns.MsgHdr{Truncated: true}}, nil // cut in the middle of a record
+		} else if err != nil && network == "udp" && len(b) >= 12 && binary.BigEndian.Uint16(b) == m.Id && b[2]&0x80 != 0 &&
+			(b[2]&0x02 != 0 || len(b) == len(*buf)) {
+			return &dns.Msg{MsgHdr: dns.MsgHdr{Truncated: true}}, nil // cut in the middle of a record, by the server or by our buffer
 		}
 		r.metrics.mismatch.Inc()
 		if network == "tcp" {
@@ -159,7 +178,7 @@ func read(conn net.Conn, network string, buf []byte) ([]byte, error) {
 	}
 	n := int(binary.BigEndian.Uint16(buf))
 	if n > tcpSize {
-		return nil, fmt.Errorf("answer of %d octets is too large", n)
+		return nil, &saidError{fmt.Sprintf("answer of %d octets is too large", n)}
 	}
 	b := make([]byte, n)
 	_, err := io.ReadFull(conn, b)

@@ -1,6 +1,7 @@
 package resolver_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -222,4 +223,80 @@ func TestMemoryStaysBounded(t *testing.T) {
 	more := look(6000)
 	require.Less(t, int64(more)-int64(full), int64(4<<20))
 	require.Less(t, more, uint64(48<<20))
+}
+
+// TestABadNameDoesNotPutItsServerLast: a name server says SERVFAIL of one name, and is silent about another: it is still the
+// one that is asked first, not the one that never answers.
+func TestABadNameDoesNotPutItsServerLast(t *testing.T) {
+	t.Parallel()
+	silent := lie(t, func(*dns.Msg) [][]byte { return nil })
+	slow := make(chan struct{}, 100)
+	good := lie(t, func(q *dns.Msg) [][]byte {
+		m := answerMX(q, "mx.example.")
+		switch q.Question[0].Name {
+		case "bad.example.":
+			m.Answer, m.Rcode = nil, dns.RcodeServerFailure
+		case "slow.example.":
+			slow <- struct{}{}
+			return nil
+		}
+		return [][]byte{pack(m)}
+	})
+	now := &clock{t: time.Unix(1e9, 0)}
+	r := ask(t, resolver.Config{Servers: []string{silent.addr, good.addr}, Timeout: 200 * time.Millisecond}, now)
+	asked := func() int {
+		silent.mu.Lock()
+		defer silent.mu.Unlock()
+		return len(silent.ids)
+	}
+	look := func(name string) error {
+		_, err := r.LookupMX(t.Context(), name)
+		return err
+	}
+	require.NoError(t, look("first.example"))
+	require.Equal(t, 1, asked())
+	require.ErrorIs(t, look("bad.example"), resolver.ErrTemporary)
+	n := asked()
+	require.NoError(t, look("second.example"))
+	require.Equal(t, n, asked(), "the one that answers is asked first")
+
+	now.add(time.Second)
+	ended := make(chan error)
+	go func() { ended <- look("slow.example") }()
+	<-slow
+	require.NoError(t, look("third.example"), "it answers meanwhile")
+	require.ErrorIs(t, <-ended, resolver.ErrTemporary)
+	n = asked()
+	require.NoError(t, look("fourth.example"))
+	require.Equal(t, n, asked())
+}
+
+// TestAnAnswerLargerThanOurBufferIsAskedAgain by TCP: some servers send more by UDP than was asked for.
+func TestAnAnswerLargerThanOurBufferIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	many := func(q *dns.Msg) *dns.Msg {
+		m := answerMX(q, "mx.example.")
+		for i := range 200 {
+			m.Answer = append(m.Answer, answerMX(q, fmt.Sprintf("mx%d.example.", i)).Answer[0])
+		}
+		return m
+	}
+	l := lie(t, func(q *dns.Msg) [][]byte { return [][]byte{pack(many(q))} })
+	tcp, err := net.Listen("tcp4", l.addr)
+	require.NoError(t, err)
+	server := &dns.Server{Listener: tcp, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := many(q)
+		m.Compress = true
+		_ = w.WriteMsg(m)
+	})}
+	served := make(chan error)
+	go func() { served <- server.ActivateAndServe() }()
+	t.Cleanup(func() {
+		_ = server.Shutdown()
+		<-served
+	})
+	r := ask(t, resolver.Config{Servers: []string{l.addr}, Timeout: time.Second}, &clock{})
+	mx, err := r.LookupMX(t.Context(), "a.example")
+	require.NoError(t, err)
+	require.Len(t, mx, 100)
 }
