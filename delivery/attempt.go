@@ -48,6 +48,7 @@ type engine struct {
 type Report struct {
 	done    []settlement
 	again   []*spool.Envelope // were not presented: another worker, or another time
+	askers  []*spool.Envelope // were answered with a wish for a pause: another time, after the others
 	suspend *pause            // the site wants a pause
 	settled bool              // a transaction went to its end
 }
@@ -311,17 +312,16 @@ func (a *Attempt) send(ctx context.Context, rep *Report, envs []*spool.Envelope)
 	if closing && reused && !reached(answers) { // "421 that was enough for one connection" is no trouble
 		return envs, true, nil
 	}
-	taken := 0
+	var said tally
 	for _, ans := range answers {
-		if ans.Reply.Positive() {
-			taken++
-		}
+		said.taken += boolInt(ans.Reply.Positive())
+		said.together += boolInt(ans.Phase == PhaseData)
 	}
 	for i, e := range envs {
 		if ans := answers[i]; ans.Reply.IsZero() {
 			open = append(open, e)
 		} else {
-			a.answer(rep, s, e, ans, taken)
+			a.answer(rep, s, e, ans, said)
 		}
 	}
 	switch {
@@ -350,6 +350,9 @@ func (a *Attempt) send(ctx context.Context, rep *Report, envs []*spool.Envelope)
 	case closing && len(open) > 0 && rep.suspend == nil:
 		rep.suspend = &pause{cause: causeThrottled, reply: f.reply, host: s.Name(), phase: PhaseMail}
 	}
+	if !reused { // it took the connection and no message: another host may do better
+		a.book.dead.add(s.Addr.Addr().String(), a.now().Add(deadFor))
+	}
 	if rep.suspend != nil {
 		rep.again = append(rep.again, open...)
 		return nil, false, nil
@@ -367,9 +370,15 @@ func reached(answers []Answer) bool {
 	return false
 }
 
+// tally is how many recipients of a transaction were taken, and how many got one reply together, that to the message.
+type tally struct{ taken, together int }
+
 // answer turns the reply for one recipient into its result.
-func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer, taken int) {
+func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer, said tally) {
 	v := a.classifier().Classify(ans.Reply, ans.Phase)
+	if ans.Phase == PhaseData && said.together > 1 {
+		v.Suppress = false // who knows which of them is meant
+	}
 	if v.Action == ActionSuspend && ans.Reply.Permanent() && a.route.smart == nil {
 		v.Action = ActionRetry // an MX that wants AUTH will not want it less after a pause
 	}
@@ -382,14 +391,14 @@ func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer,
 	case v.Action == ActionBounce:
 		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Bounced, Presented: true, Reply: ans.Reply, Suppress: v.Suppress}, s.Name())
 	case v.Action == ActionSuspend:
-		rep.again = append(rep.again, e)
+		rep.askers = append(rep.askers, e)
 		if rep.suspend == nil {
 			rep.suspend = &pause{cause: causeThrottled, reply: ans.Reply, host: s.Name(), phase: ans.Phase}
 			if v.Class == classAuthRequired {
 				rep.suspend.cause = causeAuth
 			}
 		}
-	case v.Class == classTooMany && taken > 0: // RFC 5321 section 4.5.3.1.10: the others in another transaction
+	case v.Class == classTooMany && said.taken > 0: // RFC 5321 section 4.5.3.1.10: the others in another transaction
 		rep.again = append(rep.again, e)
 	default:
 		a.finish(rep, e, a.retrier.presented(m, e, ans.Reply, now), s.Name())

@@ -139,9 +139,8 @@ func (c *chunkWriter) Write(p []byte) (int, error) {
 
 // flush sends a chunk that is not the last.
 func (c *chunkWriter) flush() error {
-	if err := c.send(""); err != nil {
-		c.err = &fault{kind: c.s.connKind(), err: fmt.Errorf("send chunk: %w", err)}
-		return c.err
+	if err := c.send("", c.s.connKind); err != nil {
+		return err
 	}
 	reply, err := c.s.read(c.s.timeouts.DataDone)
 	switch {
@@ -163,14 +162,19 @@ func (c *chunkWriter) close() {
 	if c.pending || len(c.buf) > 0 && !bytes.HasSuffix(c.buf, crlf) {
 		c.buf = append(c.buf, crlf...)
 	}
-	if err := c.send(" LAST"); err != nil { // it may or may not have left
-		c.err = &fault{kind: faultInDoubt, err: fmt.Errorf("send last chunk: %w", err)}
-	}
+	_ = c.send(" LAST", func() faultKind { return faultInDoubt }) // it may or may not have left
 }
 
-func (c *chunkWriter) send(last string) error {
+// send sends what is in the buffer. Its error is kept; broken tells its kind when the connection breaks.
+func (c *chunkWriter) send(last string, broken func() faultKind) error {
+	if c.err = c.s.inStep(); c.err != nil {
+		return c.err
+	}
 	c.s.command("BDAT " + strconv.Itoa(len(c.buf)) + last)
 	_, _ = c.s.w.Write(c.buf)
 	c.buf = c.buf[:0]
-	return c.s.w.Flush()
+	if err := c.s.w.Flush(); err != nil {
+		c.err = &fault{kind: broken(), err: fmt.Errorf("send chunk: %w", err)}
+	}
+	return c.err
 }

@@ -103,7 +103,8 @@ func (k *Classifier) Classify(reply mail.Reply, phase Phase) Verdict {
 		v.Action = ActionSuspend
 	}
 	v.Hard = v.Action == ActionBounce
-	v.Suppress = v.Suppress && v.Hard && phase != PhaseConnect && phase != PhaseMail
+	// X.7 is about security and policy, whatever words come with it (RFC 3463 section 3.8).
+	v.Suppress = v.Suppress && v.Hard && phase != PhaseConnect && phase != PhaseMail && reply.Status.Subject != 7
 	return v
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"relayd/internal/mail"
@@ -36,7 +37,7 @@ func (a *Attempt) connect(ctx context.Context, rep *Report, envs []*spool.Envelo
 	if h, ok := errors.AsType[*hostError](err); ok {
 		host = h.host
 	}
-	if f.kind == faultSelf {
+	if f.kind == faultSelf && a.route.smart == nil {
 		for _, e := range envs {
 			a.finish(rep, e, loops().refusal.result(e), host)
 		}
@@ -57,6 +58,8 @@ func (a *Attempt) connect(ctx context.Context, rep *Report, envs []*spool.Envelo
 	if p.reply.IsZero() {
 		p.reply = mail.Reply{Code: 451, Status: mail.Status{Class: 4, Subject: 4, Detail: 1}, Text: "No host answered: " + publicError(err)}
 		switch {
+		case f.kind == faultSelf: // a wrong configuration, or a filter beside us that says our name: no mail is to blame
+			p.reply.Status, p.reply.Text = mail.Status{Class: 4, Subject: 4, Detail: 6}, "The smarthost answers with our own name"
 		case f.kind == faultTLS: // RFC 3463 section 3.8: X.7.5 is about the cryptography
 			p.reply.Status, p.reply.Text = mail.Status{Class: 4, Subject: 7, Detail: 5}, "No host offered the TLS that is required"
 		case errors.Is(err, resolver.ErrTemporary): // section 3.5: X.4.3 is about name servers
@@ -158,6 +161,11 @@ func connectResult(f *fault) string {
 func isTimeout(err error) bool {
 	n, ok := errors.AsType[net.Error](err)
 	return ok && n.Timeout()
+}
+
+// isBroken tells a connection that broke, or went silent, from one whose other side said why it ends.
+func isBroken(err error) bool {
+	return isTimeout(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func faultOf(err error) *fault {

@@ -12,9 +12,10 @@ type hostSet struct {
 }
 
 const (
-	brokenTLSFor = 24 * time.Hour
-	knownTLSFor  = 7 * 24 * time.Hour
-	maxHostSet   = 10_000
+	brokenTLSFor  = 24 * time.Hour
+	brokenConnFor = 10 * time.Minute
+	knownTLSFor   = 7 * 24 * time.Hour
+	maxHostSet    = 10_000
 )
 
 func newHostSet() *hostSet { return &hostSet{until: map[string]time.Time{}} }

@@ -108,6 +108,7 @@ func (s *Scheduler) sweepSites(now time.Time) {
 		return
 	}
 	s.swept = now
+	s.forgetOld(now)
 	used := map[*limiter]bool{}
 	for key, st := range s.sites {
 		if st.idle(now, 2*s.cfg.SuspendMax) {

@@ -102,7 +102,11 @@ func (o *opener) openAny(ctx context.Context, t target) (*Session, error) {
 	}
 	o.downgraded(s, "handshake", f)
 	s.abort()
-	o.brokenTLS.add(t.host, o.now().Add(brokenTLSFor))
+	keep := brokenTLSFor
+	if isBroken(f) { // of the network as likely as of the host
+		keep = brokenConnFor
+	}
+	o.brokenTLS.add(t.host, o.now().Add(keep))
 	return o.openPlain(ctx, t)
 }
 

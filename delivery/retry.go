@@ -61,7 +61,7 @@ func (r *retrier) expires(m *spool.Message) time.Time {
 }
 
 // presented is for an envelope that was part of a transaction and refused for now: it counts as an attempt. The reply
-// may ask for a longer wait; it is heard up to four times the policy's own.
+// may ask for a longer wait; it is heard up to four times the policy's own, and within the mail's time.
 func (r *retrier) presented(m *spool.Message, e *spool.Envelope, reply mail.Reply, now time.Time) spool.Result {
 	res := spool.Result{ID: e.ID, Outcome: spool.Deferred, Presented: true, Reply: reply, At: now}
 	p := r.policy(m)
@@ -70,11 +70,14 @@ func (r *retrier) presented(m *spool.Message, e *spool.Envelope, reply mail.Repl
 		return res
 	}
 	delay := r.delay(p, e.Attempts+1)
-	if hint := delayHint(reply.Text); hint > delay {
-		delay = min(hint, 4*delay)
-	}
 	res.NextAttempt = now.Add(delay)
-	if res.NextAttempt.After(r.expires(m)) {
+	expires := r.expires(m)
+	if hint := delayHint(reply.Text); hint > delay && res.NextAttempt.Before(expires) { // a host's wish alone lets nothing expire
+		if res.NextAttempt = now.Add(min(hint, 4*delay)); res.NextAttempt.After(expires) {
+			res.NextAttempt = expires
+		}
+	}
+	if res.NextAttempt.After(expires) {
 		res.Outcome, res.Reason, res.NextAttempt = spool.Expired, reasonAge, time.Time{}
 	}
 	return res

@@ -71,7 +71,7 @@ func (s *Scheduler) relieve() {
 			st := s.starved[k][0]
 			s.starved[k][0] = nil
 			s.starved[k] = s.starved[k][1:]
-			if st.own.running > 0 && s.bareWaits() { // its workers ask again
+			if st.own.running > 0 && s.bareWaits() > 0 { // its workers ask again
 				s.starved[k] = append(s.starved[k], st)
 				continue
 			}
@@ -99,14 +99,14 @@ func (s *Scheduler) relieve() {
 	}
 }
 
-// bareWaits tells whether a site without any connection waits for one that its standing allows. The caller holds mu.
-func (s *Scheduler) bareWaits() bool {
-	for k, n := range s.bare {
-		if n > 0 && s.open(standing(k)) {
-			return true
+// bareWaits tells how many sites without any connection wait for one that their standing allows. The caller holds mu.
+func (s *Scheduler) bareWaits() (n int) {
+	for k, of := range s.bare {
+		if of > 0 && s.open(standing(k)) {
+			n += of
 		}
 	}
-	return false
+	return n
 }
 
 // keepPlace keeps a place for a site that was called, has no connection and leases now: in all, and with its provider and
@@ -149,22 +149,32 @@ const (
 
 // givesWay tells whether a worker that has just sent bulk, or something else, ends although its site may have more for it:
 // all connections are taken, in all or of its provider or source, its turn is over, and a site that has none could use its
-// place. Of a provider's or source's connections one for each of those is given. The caller holds mu.
+// place. One gives way for each of those. The caller holds mu.
 func (s *Scheduler) givesWay(w *worker, bulk bool, now time.Time) bool {
 	if w.sent < turnLength && now.Sub(w.began) < turnTime {
 		return false
 	}
-	if s.workers+s.called >= s.cfg.MaxConnections && s.bareWaits() {
+	if s.workers+s.called >= s.cfg.MaxConnections && s.bareWaits() > s.yielding {
+		w.yield(&s.yielding)
 		return true
 	}
 	for _, l := range w.site.limiters() {
 		if l.full(l.running+l.called) != nil && l.bareWaits() {
-			l.yielding++
-			w.yields = l
+			w.yield(&l.yielding)
 			return true
 		}
 	}
-	return bulk && s.bareBulk > 0 && s.bulk+1 >= bulkWindow(s.cfg.MaxConnections) // it was counted off
+	if bulk && s.bareBulk > s.yieldingBulk && s.bulk+1 >= bulkWindow(s.cfg.MaxConnections) { // it was counted off
+		w.yield(&s.yieldingBulk)
+		return true
+	}
+	return false
+}
+
+// yield counts the worker among those that end to give way, until it has ended. The caller holds mu.
+func (w *worker) yield(of *int) {
+	*of++
+	w.yields = of
 }
 
 func (s *Scheduler) closeLater(old []*Session) {

@@ -103,11 +103,14 @@ type Scheduler struct {
 	alarms    alarmHeap
 	batches   map[*batch]struct{}
 	starved   [standings][]*site
-	first     standing             // whose list is called first next time
-	bare      [standings]int       // of them that have no connection
-	called    int                  // sites that lease for a connection that is kept for them
-	crowded   []*site              // have bulk ready while all that bulk may have is in use
-	bareBulk  int                  // of them that send none
+	first     standing       // whose list is called first next time
+	bare      [standings]int // of them that have no connection
+	called    int            // sites that lease for a connection that is kept for them
+	crowded   []*site        // have bulk ready while all that bulk may have is in use
+	bareBulk  int            // of them that send none
+
+	yielding, yieldingBulk int // workers that end to give way to bare sites, for a connection or for bulk
+
 	streams   map[flowKey]int      // lane of the last lease
 	domains   map[string]int       // failed look-ups in a row
 	known     map[string]knownSite // site of each queue domain
@@ -120,6 +123,7 @@ type Scheduler struct {
 	suspects  int                  // workers at sites that failed last time
 	suspended int
 	swept     time.Time
+	purged    time.Time // when the memory was last
 }
 
 // Bounds of what is remembered and of what runs.

@@ -156,8 +156,8 @@ func (s *Session) Send(ctx context.Context, t *Transaction) ([]Answer, error) {
 }
 
 func (s *Session) send(ctx context.Context, t *Transaction, answers []Answer) error {
-	if s.r.buffered() {
-		return &fault{kind: faultProtocol, err: fmt.Errorf("%w: one came before its command", errReply)}
+	if err := s.inStep(); err != nil {
+		return err
 	}
 	reset := s.dirty
 	s.dirty = true
@@ -277,6 +277,9 @@ func (s *Session) data(ctx context.Context, t *Transaction, answers []Answer, re
 		}
 		return decideOpen(answers, 0, reply, PhaseData, nil)
 	}
+	if err := s.inStep(); err != nil {
+		return err
+	}
 	d := &dotWriter{w: s.w}
 	body := &localReader{w: d}
 	if err := t.Body(ctx, body); err != nil {
@@ -310,7 +313,7 @@ func (s *Session) brokenData(answers []Answer, cause error) error {
 	if reply, err := s.read(2 * time.Second); !reply.IsZero() && reply.Code >= 400 {
 		return decideOpen(answers, 0, reply, PhaseData, errors.Join(err, &fault{kind: faultConn, err: cause}))
 	}
-	return &fault{kind: faultConn, err: fmt.Errorf("send message: %w", cause)}
+	return &fault{kind: s.connKind(), err: fmt.Errorf("send message: %w", cause)}
 }
 
 // localReader tells errors of the connection from errors of the store.
@@ -411,7 +414,21 @@ func (s *Session) command(line string) {
 	_, _ = s.w.Write(crlf)
 }
 
+// inStep refuses to say anything to a host that has said more than it was asked for: its replies would be taken for those to
+// what comes next. What it says later than that cannot be told apart.
+func (s *Session) inStep() error {
+	if s.r.buffered() {
+		return &fault{kind: faultProtocol, err: fmt.Errorf("%w: one came before its command", errReply)}
+	}
+	return nil
+}
+
 func (s *Session) flush() error {
+	if s.w.Buffered() > 0 {
+		if err := s.inStep(); err != nil {
+			return err
+		}
+	}
 	if err := s.w.Flush(); err != nil {
 		return &fault{kind: s.connKind(), err: fmt.Errorf("send command: %w", err)}
 	}

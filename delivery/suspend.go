@@ -85,7 +85,7 @@ func (s *Scheduler) suspend(st *site, p *pause) {
 	var queues []spool.Queue
 	for _, f := range st.flows {
 		for _, b := range st.takeReady(f) {
-			s.defers(st, b)
+			s.defers(st, b, false)
 		}
 		queues = append(queues, f.queues...)
 		f.queues = nil
@@ -149,15 +149,29 @@ func (s *Scheduler) park(st *site, queues []spool.Queue) {
 	}
 }
 
-// defers gives a bundle back until its site resumes; no attempt is counted. The caller holds mu.
-func (s *Scheduler) defers(st *site, b *bundle) {
+// behind is how long at most the others at a site have for themselves after a pause, before those come that were answered with
+// the wish for it.
+const behind = 10 * time.Second
+
+// defers gives a bundle back until its site resumes; no attempt is counted. Who was answered with the wish for the pause, an
+// asker, comes later than the others, and the longer it has been asking the later: the wish may be about its mailbox alone,
+// and must not hold up all that goes to the site. The caller holds mu.
+func (s *Scheduler) defers(st *site, b *bundle, askers bool) {
 	if s.stopping || len(b.envs) == 0 {
 		return
 	}
 	g, now := st.stopped(s.now()), s.now()
+	resume := g.resume
+	if askers {
+		own := now.Add(min(now.Sub(b.message.AcceptedAt), s.cfg.SuspendMax))
+		resume = later(g.resume.Add(min(g.resume.Sub(now)/2, behind)), own)
+		if end := s.retrier.expires(b.message); resume.After(end) {
+			resume = later(g.resume, end)
+		}
+	}
 	done := make([]settlement, 0, len(b.envs))
 	for _, e := range b.envs {
-		next := g.resume
+		next := resume
 		if st.route.fallback != "" { // another route takes them at once
 			next = now
 		}

@@ -110,3 +110,36 @@ func TestOneWorkerGivesWayToOneSite(t *testing.T) {
 	require.False(t, s.givesWay(&worker{site: busy, began: now, sent: turnLength - 1}, false, now), "its turn is not over")
 	l.line, l.inLine, l.yielding = nil, nil, 0
 }
+
+// TestOneWorkerGivesWayForOneOfAllConnections: likewise in the line for the connections in all, and for those that bulk may
+// have.
+func TestOneWorkerGivesWayForOneOfAllConnections(t *testing.T) {
+	t.Parallel()
+	for _, bulk := range []bool{false, true} {
+		r := newRig(t, 1, nil)
+		r.cfg.MaxConnections = 10
+		s := r.start().sched
+		s.mu.Lock()
+		busy := s.newSite(&route{key: "busy", name: "mx.busy.example"})
+		now := s.now()
+		s.workers = 10
+		if bulk {
+			s.workers, s.bulk = 9, bulkWindow(10)-1
+		}
+		done := func() *worker { return &worker{site: busy, began: now, sent: turnLength} }
+		require.False(t, s.givesWay(done(), bulk, now), "nobody waits")
+		for _, name := range []string{"first", "second"} {
+			if bulk {
+				s.bareBulk++
+			} else {
+				st := s.newSite(&route{key: name, name: "mx.example"})
+				st.proven = true
+				s.starve(st)
+			}
+			require.True(t, s.givesWay(done(), bulk, now))
+			require.False(t, s.givesWay(done(), bulk, now), "who waits gets the place of the other")
+		}
+		s.workers, s.bulk, s.bareBulk, s.starved, s.bare = 0, 0, 0, [standings][]*site{}, [standings]int{}
+		s.mu.Unlock()
+	}
+}

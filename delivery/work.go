@@ -260,7 +260,7 @@ type worker struct {
 	sent    int                // transactions
 	cancel  context.CancelFunc // of its first connection
 	hurried bool               // that took too long while others waited
-	yields  *limiter           // in whose line a site gets its place, nil for none
+	yields  *int               // counts it among those that end to give way; nil when it does not
 }
 
 // prove counts a worker as one that has a session, or needs none any more. The caller holds mu.
@@ -290,7 +290,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 			w.session = nil
 		}
 		s.mu.Lock()
-		s.end(st, b, len(rep.again))
+		s.end(st, b, len(rep.again)+len(rep.askers))
 		s.learn(st, b, rep)
 		s.callLines(st) // what was learned may have made room
 		f, bulk, now := b.flow, b.class == spool.Bulk, s.now()
@@ -314,7 +314,7 @@ func (s *Scheduler) work(w *worker, b *bundle) {
 		l.running--
 	}
 	if w.yields != nil {
-		w.yields.yielding--
+		*w.yields--
 	}
 	if st.starved && st.own.running == 0 { // it had its turn
 		s.bare[st.stands]++
@@ -422,6 +422,7 @@ func (s *Scheduler) learn(st *site, b *bundle, rep Report) {
 		st.pushFront(b.with(rep.again))
 	default:
 		s.suspend(st, rep.suspend)
-		s.defers(st, b.with(rep.again))
+		s.defers(st, b.with(rep.again), false)
+		s.defers(st, b.with(rep.askers), true)
 	}
 }
