@@ -24,7 +24,7 @@ race: ## the same under the race detector, but for e2e, whose binaries are proce
 
 .PHONY: e2e
 e2e: build ## end-to-end tests of the real binaries with other people's clients and verifiers
-	RELAYD_E2E=full go test -count=1 -timeout 15m ./e2e/...
+	RELAYD_E2E=full go test -count=1 -timeout 30m ./e2e/...
 
 .PHONY: crash
 crash: ## 200 kills of a relay under load, and kills at every named point

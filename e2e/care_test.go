@@ -29,8 +29,8 @@ func TestCareOfTheSpool(t *testing.T) {
 	r.json(&why, "why", list.Data[0].ID)
 	require.Contains(t, []string{"suspended", "turn", "attempt", "window", "retry"}, why.Envelopes[0].Reason, "pauses are short here")
 	require.NotEmpty(t, why.Envelopes[0].Replies)
-	r.json(nil, "queue", "hold", list.Data[0].ID, "--reason", "ticket 1")
-	wait(t, "the hold", 10*time.Second, func() bool {
+	wait(t, "the hold", 20*time.Second, func() bool {
+		r.json(nil, "queue", "hold", list.Data[0].ID, "--reason", "ticket 1") // passes over what is in flight
 		r.json(&why, "why", list.Data[0].ID)
 		return why.Envelopes[0].Reason == "held"
 	})

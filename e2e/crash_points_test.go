@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -214,11 +215,11 @@ func TestNothingIsSaidBeforeItIsStored(t *testing.T) {
 	t.Parallel()
 	canTrace(t)
 	file := t.TempDir() + "/strace"
-	b, _, r, l := crashRelay(t, options{wrap: traced(file, "trace=openat,link,linkat,fsync,fdatasync,pwrite64,write")})
+	b, _, r, l := crashRelay(t, options{wrap: append(traced(file, "trace=openat,link,linkat,fsync,fdatasync,pwrite64,pwritev,write"), "-y")})
 	for _, size := range []int{3000, 1_500_000} {
 		c, err := r.open(l)
 		require.NoError(t, err)
-		le, text := b.draft([]string{"later@d0.example"}, size) // nothing else is written meanwhile
+		le, text := b.draft([]string{"later@d0.example"}, size) // nothing else is committed meanwhile
 		text = append([]byte("X-Relay-Send-At: "+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+"\r\n"), text...)
 		require.Equal(t, accepted, b.finish(c, le, text), le.reply)
 		c.close()
@@ -230,30 +231,54 @@ func TestNothingIsSaidBeforeItIsStored(t *testing.T) {
 	b.checkOrder(file)
 }
 
-// checkOrder requires, for each 250 with a queue ID, that every write to the store before it was followed by a
-// completed sync.
+// traceLine is a line of strace -f -y: the process, whether a call is told of that another line began, the call, and the file
+// of its descriptor.
+var traceLine = regexp.MustCompile(`^(\d+) +(<\.\.\. )?(\w+)(?:\(\d+<([^>]*)>)?`)
+
+// checkOrder requires, for each 250 with a queue ID, that every write to the journal before it was followed by a completed
+// sync. (The store file is written later, when it suits relayd.)
 func (b *ledger) checkOrder(file string) {
 	t := b.t
 	t.Helper()
-	lines := strings.Split(readFile(t, file), "\n")
-	dirty, replies, named, synced := false, 0, false, false
-	for _, line := range lines {
-		_, call, _ := strings.Cut(strings.TrimSpace(line), " ")
-		call = strings.TrimSpace(call)
-		switch {
-		case strings.HasPrefix(call, "link"):
+	journal := func(name string) bool { return strings.Contains(name, ".journal-") }
+	dirty, syncing := map[string]bool{}, map[string]string{} // by file; by process
+	replies, writes, named, synced := 0, 0, false, false
+	for _, line := range strings.Split(readFile(t, file), "\n") {
+		m := traceLine.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		pid, resumed, call, name := m[1], m[2] != "", m[3], m[4]
+		ended := !strings.HasSuffix(line, "<unfinished ...>")
+		switch call {
+		case "link", "linkat":
 			named = true
-		case strings.HasPrefix(call, "fsync(") && named, strings.HasPrefix(call, "<... fsync") && named:
-			synced = true
-		case strings.HasPrefix(call, "pwrite64("):
-			dirty = true
-		case strings.HasPrefix(call, "fdatasync(") && strings.HasSuffix(call, "= 0"), strings.HasPrefix(call, "<... fdatasync") && strings.HasSuffix(call, "= 0"):
-			dirty = false
-		case strings.HasPrefix(call, "write(") && receivedReply.MatchString(call):
-			replies++
-			require.True(t, synced, "the directory was synced before the first reply")
-			require.False(t, dirty, "reply %d was written before the store was synced: %s", replies, call)
+		case "openat":
+			if strings.Contains(line, ".journal-") && strings.Contains(line, "O_CREAT") {
+				named, synced = true, false
+			}
+		case "fsync":
+			synced = synced || named && ended
+		case "pwritev", "pwrite64":
+			if !resumed && journal(name) {
+				dirty[name] = true
+				writes++
+			}
+		case "fdatasync":
+			if !resumed {
+				syncing[pid] = name
+			}
+			if ended && strings.HasSuffix(line, "= 0") {
+				delete(dirty, syncing[pid])
+			}
+		case "write":
+			if receivedReply.MatchString(line) {
+				replies++
+				require.True(t, synced, "the directory was synced before the first reply")
+				require.Empty(t, dirty, "reply %d was written before the journal was synced: %s", replies, line)
+			}
 		}
 	}
 	require.Equal(t, 2, replies, "replies with a queue ID")
+	require.Positive(t, writes)
 }

@@ -39,10 +39,16 @@ func copies(t *testing.T, got []delivery) map[string]int {
 
 var inDoubt = regexp.MustCompile(`"msg":"lease\.recovered"[^\n]*"count":(\d+)`)
 
-// doubted sums the in-doubt envelopes that this process found when it opened its spool.
+// doubted sums the in-doubt envelopes that this process found when it opened its spool. The log is written behind: where it
+// holds none yet it is given half a second.
 func (r *relay) doubted() int {
+	found := inDoubt.FindAllStringSubmatch(r.logText(), -1)
+	for looks := 0; len(found) == 0 && looks < 25 && !r.ended(); looks++ {
+		pause()
+		found = inDoubt.FindAllStringSubmatch(r.logText(), -1)
+	}
 	sum := 0
-	for _, m := range inDoubt.FindAllStringSubmatch(r.logText(), -1) {
+	for _, m := range found {
 		n, err := strconv.Atoi(m[1])
 		require.NoError(r.t, err)
 		sum += n
@@ -200,6 +206,11 @@ func TestKillsUnderLoad(t *testing.T) {
 		r.launch()
 	}
 	r.ready()
+	wait(t, "a campaign to be acknowledged", 60*time.Second, func() bool { // on a slow machine each kill may have come before one
+		camps.mu.Lock()
+		defer camps.mu.Unlock()
+		return len(camps.ids) > 0
+	})
 	cancel()
 	load.Wait()
 	st := r.settled(180 * time.Second)

@@ -131,12 +131,13 @@ func TestFaultOfWrite(t *testing.T) {
 				require.NotEqual(t, unknown, f)
 			}
 			faults += injected(stop())
-			if strings.Contains(r.logText()[before:], syscall.ENOSYS.Error()) { // strace left between a call and its fault
-				r.stop()
-				r.start()
-			}
-			tries := 0
-			wait(t, "mail to be accepted again", 20*time.Second, func() bool {
+			tries, left := 0, false
+			wait(t, "mail to be accepted again", 60*time.Second, func() bool {
+				if !left && strings.Contains(r.logText()[before:], syscall.ENOSYS.Error()) { // strace left between a call and its fault
+					left = true
+					r.stop()
+					r.start()
+				}
 				tries++
 				return b.one(r, l, 2000, fmt.Sprintf("then-%s-%s-%d@d0.example", call, when, tries)) == accepted
 			})
@@ -200,14 +201,14 @@ func TestFaultOfDescriptors(t *testing.T) {
 		}
 	}
 	<-time.After(500 * time.Millisecond)
-	before := cpu(t, r)
+	before, began := cpu(t, r), time.Now()
 	<-time.After(2 * time.Second)
-	used := cpu(t, r) - before
-	require.Less(t, used, 400*time.Millisecond, "of two seconds")
+	used, took := cpu(t, r)-before, time.Since(began)
+	require.Less(t, used, took/5, "of %v", took)
 	for _, c := range conns {
 		_ = c.Close()
 	}
 	wait(t, "the next message", 30*time.Second, func() bool { return r.trySubmit(l, "after@d0.example") == nil })
 	r.settled(30 * time.Second)
-	t.Logf("%v CPU in 2s without descriptors", used)
+	t.Logf("%v CPU in %v without descriptors", used, took)
 }

@@ -102,9 +102,11 @@ func pause() {
 var nextPort atomic.Int32
 
 // freePort returns a loopback port that nobody has and nobody gets by chance while relayd is down between two runs: it
-// lies below the range from which the kernel takes local ports.
+// lies below the range from which the kernel takes local ports. No child that is between fork and exec then keeps it taken.
 func freePort(t *testing.T) int {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	nextPort.CompareAndSwap(0, int32(12000+os.Getpid()%12000)) //nolint:gosec // small
 	for range 2000 {
 		port := int(nextPort.Add(1))

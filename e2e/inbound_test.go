@@ -193,7 +193,7 @@ func TestB1Nmap(t *testing.T) {
 	needs(t, "nmap")
 	s := newSink(t, "", nil)
 	r, port := newInbound(t, s)
-	out, err := exec.CommandContext(t.Context(), "nmap", "-Pn", "-n", "-sT", "-p", fmt.Sprintf("%d,%d,%d", port, r.submission, r.plain),
+	out, err := exec.CommandContext(t.Context(), "nmap", "-Pn", "-n", "-sT", "--min-rtt-timeout", "5s", "-p", fmt.Sprintf("%d,%d,%d", port, r.submission, r.plain),
 		"--script", "+smtp-open-relay", "--script-args", "smtp-open-relay.to=victim@dest.example,smtp-open-relay.from=x@dest.example",
 		"127.0.0.1").CombinedOutput()
 	require.NoError(t, err, string(out))

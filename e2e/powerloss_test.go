@@ -37,6 +37,7 @@ func TestPowerLoss(t *testing.T) {
 	camps := b.campaigns(ctx, &load, r)
 
 	checked, again, doubted := 0, 0, 0
+	wait(t, "something to lose", 60*time.Second, func() bool { return len(b.promised(camps)) > 0 })
 	for range losses {
 		<-time.After(time.Duration(50+rand.IntN(400)) * time.Millisecond) //nolint:gosec // a test
 		promised := b.promised(camps)
@@ -136,5 +137,7 @@ func checkPages(t *testing.T, file string) {
 		}
 		return nil
 	}))
+	syscall.ForkLock.RLock() // bbolt leaves the lock to the last descriptor, of which a child may have a copy between fork and exec
+	defer syscall.ForkLock.RUnlock()
 	require.NoError(t, db.Close())
 }

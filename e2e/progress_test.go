@@ -58,7 +58,7 @@ func TestProgressNamesTheLimit(t *testing.T) {
 
 	require.NoError(t, s.server.Close()) // now nobody answers
 	r.json(nil, "site", "resume", "mx.dest.example")
-	p = until("the back-off", func(p *api.Progress) bool { return p.Providers[0].State == "backoff" })
+	p = until("the back-off", func(p *api.Progress) bool { return len(p.Providers) == 1 && p.Providers[0].State == "backoff" })
 	require.Equal(t, "site:mx.dest.example", p.LimitedBy)
 	require.NotNil(t, p.LimitedUntil)
 	require.NotNil(t, p.Providers[0].Until)

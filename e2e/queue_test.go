@@ -68,6 +68,7 @@ func TestQueueCommands(t *testing.T) {
 	r.json(nil, "queue", "release", "domain=other.example")
 	r.json(nil, "queue", "retry", "domain=other.example")
 	wait(t, "the released one", 20*time.Second, func() bool { return s.count() == 3 })
+	r.settled(20 * time.Second)
 
 	busy.Store(true)
 	require.NoError(t, r.trySubmit(l, "d@dest.example"))

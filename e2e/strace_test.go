@@ -74,7 +74,7 @@ func traced(file string, rules ...string) []string {
 func injected(text string) int { return strings.Count(text, "(INJECTED)") }
 
 // receivedReply is the reply that names a queue ID.
-var receivedReply = regexp.MustCompile(`write\(\d+, "250 2\.0\.0 .*\b[0-9a-z]{20}\b`)
+var receivedReply = regexp.MustCompile(`write\(\d+(?:<[^>]*>)?, "250 2\.0\.0 .*\b[0-9a-z]{20}\b`)
 
 func readFile(t *testing.T, name string) string {
 	t.Helper()

@@ -176,11 +176,11 @@ func TestT04_AHostThatClosesAfterSomeMailsIsNoTrouble(t *testing.T) {
 	}
 }
 
-// TestT06_QuotaStopsTheProvider uses a pause of three seconds; the ten minutes of the built-in rules are in
+// TestT06_QuotaStopsTheProvider uses a pause of six seconds; the ten minutes of the built-in rules are in
 // TestT06_AfterTheQuotaOneConnectionMoreAtATime of delivery, under a clock of its own.
 func TestT06_QuotaStopsTheProvider(t *testing.T) {
 	t.Parallel()
-	const pause = 3 * time.Second
+	const pause = 6 * time.Second
 	var mu sync.Mutex
 	var complained, again time.Time
 	open, taken, most := map[int]bool{}, 0, []int(nil) // sessions with a transaction, when the nth was begun after the pause
@@ -192,7 +192,7 @@ func TestT06_QuotaStopsTheProvider(t *testing.T) {
 		case s.Verb == "RCPT" && s.Seen == 40:
 			complained = time.Now()
 			return testutil.Act{Reply: "421 4.7.28 unusual rate of mail", Drop: true}
-		case s.Verb == "MAIL" && !complained.IsZero() && time.Since(complained) > time.Second: // else it was under way
+		case s.Verb == "MAIL" && !complained.IsZero() && time.Since(complained) > pause/2: // else it was under way
 			if again.IsZero() {
 				again = time.Now()
 			}
@@ -205,7 +205,7 @@ func TestT06_QuotaStopsTheProvider(t *testing.T) {
 		return testutil.Act{}
 	}
 	providers := t.TempDir() + "/providers.txt"
-	writeFile(t, providers, "provider big connections=20 pause=3s\nmx big .big.example\n")
+	writeFile(t, providers, "provider big connections=20 pause=6s\nmx big .big.example\n")
 	r := newRelay(t, options{mxPort: mx.PortNumber(), level: "info", deliv: fmt.Sprintf("providers_file = %q", providers)})
 	r.hosted("one.example", "a.big.example", "127.0.0.1")
 	r.hosted("two.example", "b.big.example", "127.0.0.1")
