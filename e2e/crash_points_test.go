@@ -243,7 +243,7 @@ func (b *ledger) checkOrder(file string) {
 	journal := func(name string) bool { return strings.Contains(name, ".journal-") }
 	dirty, syncing := map[string]bool{}, map[string]string{} // by file; by process
 	replies, writes, named, synced := 0, 0, false, false
-	for _, line := range strings.Split(readFile(t, file), "\n") {
+	for line := range strings.SplitSeq(readFile(t, file), "\n") {
 		m := traceLine.FindStringSubmatch(line)
 		if m == nil {
 			continue
