@@ -76,7 +76,7 @@ func (s *session) auth(ctx context.Context, arg string) {
 		s.authRefused(ctx, err, &got)
 		return
 	}
-	if !s.srv.limits.login(got.cred.Account) {
+	if !s.srv.limits.login(s.place, got.cred.Account) {
 		s.srv.metrics.rejected.WithLabelValues("connections_per_account").Inc()
 		s.end(refuse(421, 7, 0, "Too many connections of this account"), "connections_per_account")
 		return

@@ -3,58 +3,20 @@ package smtpd
 import (
 	"crypto/x509"
 	"errors"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/emersion/go-sasl"
 
 	"relayd/internal/account"
 )
 
-// clientCAs are the certificate authorities whose client certificates a listener trusts.
-type clientCAs struct {
-	file string
-
-	mu     sync.Mutex
-	pool   *x509.CertPool
-	loaded os.FileInfo
-}
-
-const maxCAFile = 1 << 20
-
-// newClientCAs reads the file.
-func newClientCAs(file string) (*clientCAs, error) {
-	c := &clientCAs{file: file}
-	_, err := c.get()
-	return c, err
-}
-
-// get reads the file again when it has changed. A file that cannot be read leaves what was read last, with an error.
-func (c *clientCAs) get() (*x509.CertPool, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	info, err := os.Stat(c.file)
-	if err == nil && c.loaded != nil && info.ModTime().Equal(c.loaded.ModTime()) && info.Size() == c.loaded.Size() {
-		return c.pool, nil
-	}
-	if err == nil && info.Size() > maxCAFile {
-		err = errors.New("larger than 1 MiB")
-	}
-	var text []byte
-	if err == nil {
-		text, err = os.ReadFile(c.file)
-	}
+// parseCAs reads the certificate authorities whose client certificates a listener trusts.
+func parseCAs(text []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
-	if err == nil && !pool.AppendCertsFromPEM(text) {
-		err = errors.New("no certificate in it")
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, errors.New("no certificate in it")
 	}
-	if err != nil {
-		return c.pool, fmt.Errorf("load client certificate authorities %s: %w", c.file, err)
-	}
-	c.pool, c.loaded = pool, info
 	return pool, nil
 }
 

@@ -225,7 +225,11 @@ func (f *fixture) pipe(t testing.TB, i int) (net.Conn, chan struct{}) {
 	done := make(chan struct{})
 	f.wg.Go(func() {
 		defer close(done)
-		f.serve(server, l, netip.MustParseAddr("192.0.2.1"))
+		at := &place{}
+		f.serve(server, l, netip.MustParseAddr("192.0.2.1"), at)
+		f.limits.mu.Lock()
+		defer f.limits.mu.Unlock()
+		subtract(f.limits.account, at.account)
 	})
 	return client, done
 }

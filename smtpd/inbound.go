@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"relayd/internal/intake"
 	"relayd/internal/mail"
@@ -41,13 +40,6 @@ type inboundAccepter struct {
 	held holding
 }
 
-// How many of the largest messages may be held at once, in all and of one source: nobody alone keeps bounces out.
-const (
-	inboundShare = 16
-	sourceShare  = 4
-	leastHeld    = 16 << 10 // octets that a message takes at first
-)
-
 // Accept reads the message, judges who sent it, and hands it over.
 func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mail.QueueID, error) {
 	now := a.srv.deps.Now()
@@ -66,20 +58,18 @@ func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mai
 		return in.ID, fmt.Errorf("accept inbound message: %w", err)
 	}
 	in.Source = sourceOf(ip)
-	held := &memory{accepter: a, source: in.Source}
+	held := &memory{holding: &a.held, source: in.Source, most: a.srv.cfg.MaxInboundBytes}
 	defer held.free()
 	if _, err := io.Copy(held, s.Body); err != nil {
 		return in.ID, err
 	}
-	in.Size = int64(len(held.b))
-	fields, body := splitMessage(held.b)
+	fields, body := splitMessage(held.head)
 	if countFields(fields, "Received") > intake.DefaultConfig().MaxHops {
 		return in.ID, refuse(554, 4, 6, "Too many hops: this message is in a loop")
 	}
-	in.Auth = judge(ctx, a.deps.Resolver, sender{ip: ip, helo: s.Trace.Helo, from: s.ReversePath}, held.b, fields)
-	message := a.trace(in, fields, body)
-	held.b = nil // one copy is enough
-	in.Message, in.Size = bytes.NewReader(message), int64(len(message))
+	in.Auth = judge(ctx, a.deps.Resolver, sender{ip: ip, helo: s.Trace.Helo, from: s.ReversePath}, held.message(held.head), fields)
+	message := held.message(a.trace(in, fields), body)
+	in.Message, in.Size = message, message.Size()
 	if err := a.deps.Handler.HandleInbound(ctx, in); err != nil {
 		if isRefusal(err) {
 			return in.ID, err
@@ -89,11 +79,11 @@ func (a *inboundAccepter) Accept(ctx context.Context, s *intake.Submission) (mai
 	return in.ID, nil
 }
 
-// trace writes the message with our findings before it. Those that others wrote in our name go (RFC 8601 section 5).
-func (a *inboundAccepter) trace(in *InboundMail, fields [][]byte, body []byte) []byte {
+// trace writes the header with our findings before it, and the empty line that ends it. What others wrote in our name goes
+// (RFC 8601 section 5).
+func (a *inboundAccepter) trace(in *InboundMail, fields [][]byte) []byte {
 	host := a.srv.deps.Hostname
 	var b bytes.Buffer
-	b.Grow(int(in.Size) + 4096)
 	fmt.Fprintf(&b, "Return-Path: <%s>\r\n", in.From)
 	fmt.Fprintf(&b, "Authentication-Results: %s\r\n", in.Auth.format(host))
 	literal := in.Trace.ClientIP
@@ -108,7 +98,6 @@ func (a *inboundAccepter) trace(in *InboundMail, fields [][]byte, body []byte) [
 		}
 	}
 	b.WriteString("\r\n")
-	b.Write(body)
 	return b.Bytes()
 }
 
@@ -163,72 +152,4 @@ func countFields(fields [][]byte, name string) int { return len(fieldValues(fiel
 
 func unfolded(b []byte) string {
 	return strings.TrimSpace(strings.NewReplacer("\r", "", "\n", "").Replace(string(b)))
-}
-
-// maxInboundHeader bounds the header section of one inbound message, in octets: it is taken apart into its fields, which
-// costs many times its length.
-const maxInboundHeader = 256 << 10
-
-var errInboundHeader = mail.Refuse(552, mail.Status{Class: 5, Subject: 3, Detail: 4}, "The message's header has more than 256 KiB", nil)
-
-// headerFits tells whether the header section ends within its bound, as far as the message has been read.
-func headerFits(b []byte) bool {
-	return len(b) <= maxInboundHeader || bytes.HasPrefix(b, []byte("\r\n")) || bytes.Contains(b[:maxInboundHeader], []byte("\r\n\r\n"))
-}
-
-// memory holds one message, within the bounds of one, of its source and of all together.
-type memory struct {
-	accepter *inboundAccepter
-	source   netip.Prefix
-	b        []byte
-	reserved int64
-}
-
-// Write implements io.Writer. A header section that is too large is refused as soon as it can be told.
-func (m *memory) Write(p []byte) (int, error) {
-	had := len(m.b)
-	if need := int64(had + len(p)); need > m.reserved {
-		most := m.accepter.srv.cfg.MaxInboundBytes
-		more := max(need-m.reserved, min(m.reserved, most-m.reserved), leastHeld)
-		if !m.accepter.held.take(m.source, more, most) {
-			return 0, errInboundFull
-		}
-		m.reserved += more
-		m.b = append(make([]byte, 0, m.reserved), m.b...)
-	}
-	if m.b = append(m.b, p...); had <= maxInboundHeader && !headerFits(m.b) {
-		return 0, errInboundHeader
-	}
-	return len(p), nil
-}
-
-func (m *memory) free() { m.accepter.held.free(m.source, m.reserved) }
-
-// holding counts the octets of the messages that are held, in all and by source.
-type holding struct {
-	mu     sync.Mutex
-	all    int64
-	source map[netip.Prefix]int64
-}
-
-// take counts n more where the largest message has most octets; false when they are too many.
-func (h *holding) take(p netip.Prefix, n, most int64) bool {
-	most = max(most, leastHeld)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.all+n > inboundShare*most || h.source[p]+n > sourceShare*most {
-		return false
-	}
-	h.all += n
-	h.source[p] += n
-	return true
-}
-
-func (h *holding) free(p netip.Prefix, n int64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.all -= n
-	if h.source[p] -= n; h.source[p] <= 0 {
-		delete(h.source, p)
-	}
 }

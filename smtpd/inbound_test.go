@@ -335,14 +335,9 @@ func TestInboundAnswersOfTheHandler(t *testing.T) {
 	send("Subject: x\r\n\r\n"+strings.Repeat("0123456789abcdef\r\n", 5000), "552 5.3.4")
 	send(strings.Repeat("Received: from x by y; z\r\n", 51)+"\r\nx\r\n", "554 5.4.6")
 	send("no header at all\r\n", "250 ")
-	most := f.cfg.MaxInboundBytes
-	for i := range byte(inboundShare / sourceShare) {
-		require.True(t, f.inbound.held.take(sourceOf(netip.AddrFrom4([4]byte{192, 0, 2, i})), sourceShare*most, most))
-	}
+	f.occupy(inboundShare * f.cfg.MaxInboundBytes)
 	send("Subject: x\r\n\r\nx\r\n", "452 4.3.1")
-	for i := range byte(inboundShare / sourceShare) {
-		f.inbound.held.free(sourceOf(netip.AddrFrom4([4]byte{192, 0, 2, i})), sourceShare*most)
-	}
+	f.occupy(-inboundShare * f.cfg.MaxInboundBytes)
 	require.Zero(t, f.held(), "memory is given back")
 	require.Len(t, h.all(), 1)
 }

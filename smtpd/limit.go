@@ -3,6 +3,7 @@ package smtpd
 import (
 	"context"
 	"crypto/sha256"
+	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -17,22 +18,28 @@ const (
 // limits counts connections by source and account, and failed AUTH commands by source and user name. Its memory is
 // bounded: connections by their own limit, failures by maxSources.
 type limits struct {
-	cfg     *Config
-	now     func() time.Time
-	hurry   atomic.Bool
-	mu      sync.Mutex
-	open    int
-	inbound int // of open
-	source  map[netip.Prefix]int
-	account map[string]int
-	failed  failures[netip.Prefix]
-	guessed failures[[sha256.Size]byte] // by hash of the user name, which may be long and is the client's choice
+	cfg       *Config
+	now       func() time.Time
+	displaced func() // told of each connection whose place another one gets
+	hurry     atomic.Bool
+	pressed   atomic.Bool
+	mu        sync.Mutex
+	open      int
+	inbound   int // of open
+	admitted  uint64
+	source    map[netip.Prefix]int
+	account   map[string]int
+	strangers map[*place]struct{}  // connections to submission listeners that have not authenticated
+	strange   map[netip.Prefix]int // their number by source
+	leaving   int                  // displaced, and not yet gone
+	failed    failures[netip.Prefix]
+	guessed   failures[[sha256.Size]byte] // by hash of the user name, which may be long and is the client's choice
 }
 
 func newLimits(cfg *Config, now func() time.Time) *limits {
 	return &limits{
-		cfg: cfg, now: now, source: map[netip.Prefix]int{}, account: map[string]int{},
-		failed: failures[netip.Prefix]{}, guessed: failures[[sha256.Size]byte]{},
+		cfg: cfg, now: now, displaced: func() {}, source: map[netip.Prefix]int{}, account: map[string]int{}, strangers: map[*place]struct{}{},
+		strange: map[netip.Prefix]int{}, failed: failures[netip.Prefix]{}, guessed: failures[[sha256.Size]byte]{},
 	}
 }
 
@@ -50,24 +57,71 @@ func sourceOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// admit counts a new connection to a kind of listener. The reason is not empty when it is one too many. Inbound connections
-// get no more than what makes stress: port 25 is open to the world, and must not keep the owner's applications out.
-func (l *limits) admit(p netip.Prefix, kind string) (reason string) {
+// place is what a connection has that was let in. Its fields are the limits'.
+type place struct {
+	conn    io.Closer
+	kind    string // of the listener
+	source  netip.Prefix
+	number  uint64 // in the order of coming
+	account string // that it has authenticated for
+	given   bool   // to another connection: this one is closed
+}
+
+// admit gives a new connection to a kind of listener its place. The reason is not empty when it is one too many. Inbound
+// connections get no more than what makes stress: port 25 is open to the world, and must not keep the owner's applications
+// out. No more than that have those on submission listeners that have not authenticated, and they keep nobody out: where there
+// is no room, one of them gives its place to the newcomer, who may be an application.
+func (l *limits) admit(conn io.Closer, source netip.Prefix, kind string) (at *place, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	share := max(1, l.cfg.MaxConnections*l.cfg.StressPercent/100)
 	switch {
-	case l.open >= l.cfg.MaxConnections, kind == Inbound && l.inbound >= max(1, l.cfg.MaxConnections*l.cfg.StressPercent/100):
-		return "connections"
-	case !l.fits(p):
-		return "connections_per_ip"
+	case kind == Inbound && l.inbound >= share:
+		return nil, "connections"
+	case !l.fits(source):
+		return nil, "connections_per_ip"
+	case l.open >= l.cfg.MaxConnections || kind == Submission && len(l.strangers) >= share:
+		if l.leaving >= share || !l.displace() {
+			return nil, "connections"
+		}
 	}
+	l.admitted++
+	at = &place{conn: conn, kind: kind, source: source, number: l.admitted}
 	l.open++
+	l.source[source]++
 	if kind == Inbound {
 		l.inbound++
+	} else {
+		l.strangers[at] = struct{}{}
+		l.strange[source]++
 	}
-	l.source[p]++
 	l.weigh()
-	return ""
+	return at, ""
+}
+
+// displace closes the connection of a stranger: among a few that chance picks, one of the source that has most of them, and
+// of these the one that has been here for longest. The caller holds mu.
+func (l *limits) displace() bool {
+	var victim *place
+	looked := 0
+	for at := range l.strangers {
+		if victim == nil || l.strange[at.source] > l.strange[victim.source] ||
+			l.strange[at.source] == l.strange[victim.source] && at.number < victim.number {
+			victim = at
+		}
+		if looked++; looked == 16 {
+			break
+		}
+	}
+	if victim == nil {
+		return false
+	}
+	l.forget(victim)
+	victim.given = true
+	l.leaving++
+	_ = victim.conn.Close()
+	l.displaced()
+	return true
 }
 
 // fits tells whether a source may have one more. The caller holds mu.
@@ -77,62 +131,102 @@ func (l *limits) fits(p netip.Prefix) bool {
 
 // move counts an admitted connection under the source that its proxy has named. The reason is not empty when it is one
 // too many.
-func (l *limits) move(from, to netip.Prefix) (reason string) {
+func (l *limits) move(at *place, to netip.Prefix) (reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.fits(to) {
+	switch {
+	case at.given:
+		return "connections"
+	case !l.fits(to):
 		return "connections_per_ip"
 	}
-	l.leave(from)
+	stranger := l.known(at)
+	subtract(l.source, at.source)
+	at.source = to
 	l.source[to]++
+	if stranger && at.kind == Submission {
+		l.strangers[at] = struct{}{}
+		l.strange[to]++
+	}
 	return ""
 }
 
-// leave takes one from a source. The caller holds mu.
-func (l *limits) leave(p netip.Prefix) {
-	if l.source[p]--; l.source[p] == 0 {
-		delete(l.source, p)
+// known takes a connection from the strangers, and tells whether it was one. The caller holds mu.
+func (l *limits) known(at *place) bool {
+	_, stranger := l.strangers[at]
+	if stranger {
+		delete(l.strangers, at)
+		subtract(l.strange, at.source)
+	}
+	return stranger
+}
+
+// subtract takes one from a count. What has none is not kept.
+func subtract[K comparable](m map[K]int, key K) {
+	if m[key]--; m[key] <= 0 {
+		delete(m, key)
 	}
 }
 
 // weigh finds out whether the server is overloaded. The caller holds mu.
 func (l *limits) weigh() {
 	l.hurry.Store(l.open*100 >= l.cfg.MaxConnections*l.cfg.StressPercent)
+	l.pressed.Store((l.open-len(l.strangers))*100 >= l.cfg.MaxConnections*l.cfg.StressPercent)
 }
 
-// stressed tells that so many connections are open that the server waits for none of them for long.
-func (l *limits) stressed() bool { return l.hurry.Load() }
+// stressed tells that so many connections are open that the server waits for none of them for long: for none that has
+// authenticated where those are not counted that would have to give their place anyway.
+func (l *limits) stressed(authenticated bool) bool {
+	if authenticated {
+		return l.pressed.Load()
+	}
+	return l.hurry.Load()
+}
 
-// login counts a connection of an account; false when it is one too many.
-func (l *limits) login(account string) bool {
+// login counts a connection for an account; false when it is one too many.
+func (l *limits) login(at *place, account string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.account[account] >= l.cfg.MaxConnectionsPerAccount {
 		return false
 	}
 	l.account[account]++
+	at.account = account
+	l.known(at)
+	l.weigh()
 	return true
 }
 
-// logout forgets what login counted.
-func (l *limits) logout(account string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.account[account]--; l.account[account] == 0 {
-		delete(l.account, account)
-	}
-}
-
-// release forgets a connection that was admitted.
-func (l *limits) release(p netip.Prefix, kind string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// forget takes the place of a connection. The caller holds mu.
+func (l *limits) forget(at *place) {
 	l.open--
-	if kind == Inbound {
+	if at.kind == Inbound {
 		l.inbound--
 	}
-	l.leave(p)
+	subtract(l.source, at.source)
+	l.known(at)
 	l.weigh()
+}
+
+// release forgets a connection that was admitted and is gone.
+func (l *limits) release(at *place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if at.account != "" {
+		subtract(l.account, at.account)
+	}
+	if at.given {
+		l.leaving--
+		return
+	}
+	l.forget(at)
+}
+
+// gaveWay tells whether the place of a connection was given to another.
+func (l *limits) gaveWay(at *place) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return at.given
 }
 
 // failure remembers a failed AUTH for a user name, "" for none that could be read, and returns by how much its answer is

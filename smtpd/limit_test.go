@@ -77,6 +77,108 @@ func TestB8_ConnectionsPerAccount(t *testing.T) {
 	}, time.Minute, time.Millisecond)
 }
 
+// TestB8_StrangersKeepNoApplicationOut, from however many addresses they fill the submission listeners, and however often they
+// come again: each of them gives its place to a newcomer, one that has authenticated keeps it.
+func TestB8_StrangersKeepNoApplicationOut(t *testing.T) {
+	t.Parallel()
+	f, _ := startInbound(t, func(c *Config) { c.MaxConnections, c.StressPercent, c.MaxConnectionsPerIP = 20, 80, 5 })
+	flood := func(i int) {
+		for n := range 60 {
+			f.dialFrom(t, "127.0.2."+strconv.Itoa(1+n%12), []int{plain, starttls}[i%2])
+			f.limits.mu.Lock()
+			require.LessOrEqual(t, f.limits.open, 20)
+			require.LessOrEqual(t, len(f.limits.strangers), 16)
+			f.limits.mu.Unlock()
+		}
+	}
+	flood(0)
+	var apps []*client
+	for i := range 4 {
+		c := f.ready(t, i%3)
+		flood(i)
+		c.cmd("MAIL FROM:<a@example.com>", "250")
+		apps = append(apps, c)
+	}
+	f.inboundClient(t).cmd("MAIL FROM:<>", "250") // a bounce
+	flood(0)
+	for _, c := range apps {
+		c.cmd("RCPT TO:<b@example.net>", "250")
+		c.cmd("DATA", "354")
+		c.cmd("x\r\n.", "250")
+	}
+	require.Len(t, f.rec.all(), len(apps))
+	require.NoError(t, f.Close())
+	require.Contains(t, f.log.String(), "reason=displaced")
+	require.Zero(t, f.limits.open+f.limits.inbound+f.limits.leaving+len(f.limits.source)+len(f.limits.strangers)+len(f.limits.strange)+len(f.limits.account))
+}
+
+// closer notes that it was closed.
+type closer struct{ closed bool }
+
+func (c *closer) Close() error { c.closed = true; return nil }
+
+// TestB8_WhoseConnectionGivesItsPlace: never one that has authenticated, nor one of port 25; of the source that has most of
+// them, the oldest.
+func TestB8_WhoseConnectionGivesItsPlace(t *testing.T) {
+	t.Parallel()
+	cfg := DefaultConfig()
+	cfg.MaxConnections, cfg.StressPercent = 10, 80
+	l := newLimits(&cfg, time.Now)
+	source := func(i byte) netip.Prefix { return sourceOf(netip.AddrFrom4([4]byte{192, 0, 2, i})) }
+	var conns []*closer
+	left := 0
+	admit := func(i byte, kind, reason string) *place {
+		c := &closer{}
+		at, got := l.admit(c, source(i), kind)
+		require.Equal(t, reason, got)
+		conns = append(conns, c)
+		for ; l.leaving > 0; left++ { // the sessions of those that were displaced end
+			l.release(&place{given: true})
+		}
+		return at
+	}
+	closed := func() (which []int) {
+		for i, c := range conns {
+			if c.closed {
+				which = append(which, i)
+			}
+		}
+		return which
+	}
+	require.True(t, l.login(admit(1, Submission, ""), "app")) // 0
+	admit(1, Inbound, "")                                     // 1
+	unknown, _ := l.admit(&closer{}, netip.Prefix{}, Submission)
+	require.Empty(t, l.move(unknown, source(7))) // a proxy has named it
+	for i := range byte(3) {
+		admit(2+i, Submission, "") // 2 to 4
+	}
+	for range 4 {
+		admit(9, Submission, "") // 5 to 8
+	}
+	require.Empty(t, closed())
+	require.True(t, l.stressed(false))
+	require.False(t, l.stressed(true), "who has authenticated is waited for: strangers make no stress for it")
+	mine := admit(1, Submission, "") // 9
+	require.Equal(t, []int{5}, closed())
+	admit(9, Submission, "") // 10
+	require.Equal(t, []int{5, 6}, closed())
+	admit(1, Inbound, "") // 11
+	require.Equal(t, []int{5, 6, 7}, closed())
+	require.True(t, l.login(mine, "app"))
+	require.Equal(t, 10, l.open)
+	for range 6 { // port 25 takes more
+		admit(6, Inbound, "")
+	}
+	require.Equal(t, []int{2, 3, 4, 5, 6, 7, 8, 10}, closed())
+	require.Equal(t, 9, left)
+	require.Empty(t, l.strangers)
+	require.True(t, l.stressed(true))
+	admit(8, Inbound, "connections")
+	admit(8, Submission, "connections") // nobody is left who would give way
+	require.True(t, unknown.given)
+	require.Equal(t, "connections", l.move(unknown, source(8)))
+}
+
 // TestB9_UnderStressNobodyIsWaitedForLong: not even who was idle when it began.
 func TestB9_UnderStressNobodyIsWaitedForLong(t *testing.T) {
 	bubble(t, plain, func(t *testing.T, f *fixture, c *client, _ chan struct{}) {

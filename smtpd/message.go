@@ -36,7 +36,7 @@ func (s *session) data(ctx context.Context, arg string) {
 
 // newDataReader begins the message of this session's transaction.
 func (s *session) newDataReader() *dataReader {
-	return newDataReader(s.wire, &s.srv.cfg, s.lis.maxBytes, s.srv.limits.stressed())
+	return newDataReader(s.wire, &s.srv.cfg, s.lis.maxBytes, s.stressed())
 }
 
 // take hands the message of the transaction over, and answers when it is stored or refused.

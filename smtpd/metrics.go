@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer, listeners []Listener) *metrics {
 			m.messages.WithLabelValues(l.Kind, l.label(), result)
 		}
 	}
-	for _, reason := range []string{"connections", "connections_per_ip", "connections_per_account", "proxy"} {
+	for _, reason := range []string{"connections", "connections_per_ip", "connections_per_account", "displaced", "proxy"} {
 		m.rejected.WithLabelValues(reason)
 	}
 	for _, result := range []string{"ok", "failed", "malformed", "error"} {

@@ -12,11 +12,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/emersion/go-sasl"
@@ -33,54 +32,26 @@ type Credentials interface {
 type issuer struct {
 	cfg    OAuth
 	people Credentials
-
-	mu     sync.Mutex
-	keys   map[string]crypto.PublicKey // by "kid"
-	loaded os.FileInfo
+	keys   *watched[map[string]crypto.PublicKey] // by "kid"
+	log    *slog.Logger
 }
 
-const (
-	maxKeySet = 1 << 20
-	clockSkew = time.Minute
-)
+const clockSkew = time.Minute
 
-func newIssuer(cfg OAuth, people Credentials) (*issuer, error) {
-	i := &issuer{cfg: cfg, people: people}
-	return i, i.load()
-}
-
-// load reads the key set if the file is not the one that was read. The caller holds mu, or has i for itself.
-func (i *issuer) load() error {
-	info, err := os.Stat(i.cfg.JWKSFile)
-	if err == nil && i.loaded != nil && info.ModTime().Equal(i.loaded.ModTime()) && info.Size() == i.loaded.Size() {
-		return nil
-	}
-	var text []byte
-	if err == nil && info.Size() > maxKeySet {
-		err = errors.New("larger than 1 MiB")
-	}
-	if err == nil {
-		text, err = os.ReadFile(i.cfg.JWKSFile)
-	}
-	var keys map[string]crypto.PublicKey
-	if err == nil {
-		keys, err = parseKeySet(text)
-	}
+func newIssuer(cfg OAuth, people Credentials, log *slog.Logger) (*issuer, error) {
+	keys, err := newWatched("key set", cfg.JWKSFile, parseKeySet)
 	if err != nil {
-		return fmt.Errorf("load key set %s: %w", i.cfg.JWKSFile, err)
+		return nil, err
 	}
-	i.keys, i.loaded = keys, info
-	return nil
+	return &issuer{cfg: cfg, people: people, keys: keys, log: log}, nil
 }
 
-// check returns the credential that the token stands for. Everything that is wrong with a token looks alike.
+// check returns the credential that the token stands for. Everything that is wrong with a token looks alike. Where the key
+// set has changed and cannot be read, the keys of before go on checking.
 func (i *issuer) check(token string, now time.Time) (*account.Credential, string, error) {
-	i.mu.Lock()
-	err := i.load()
-	keys := i.keys
-	i.mu.Unlock()
-	if err != nil && keys == nil {
-		return nil, "", authError(err)
+	keys, err := i.keys.get()
+	if err != nil {
+		i.log.Warn("keyset.unread", "err", err)
 	}
 	claims, ok := verifyToken(token, keys)
 	if !ok || !i.accepts(claims, now) {

@@ -115,6 +115,54 @@ func TestOAuthBearer(t *testing.T) {
 	}
 }
 
+// TestOAuthKeySetThatCannotBeRead is told once, however many log in, and once more for another reason; the keys of before go
+// on checking until there are others.
+func TestOAuthKeySetThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	change, private := issuerOf(t)
+	cfg := Config{}
+	change(&cfg)
+	file := cfg.OAuth.JWKSFile
+	good, err := os.ReadFile(file)
+	require.NoError(t, err)
+	f := start(t, change)
+	token := signedToken(t, private, tokenHead, tokenClaims(nil))
+	login := func(want string) {
+		t.Helper()
+		for range 3 {
+			c := f.dial(t, plain)
+			c.expect("220")
+			c.cmd("EHLO x", "250 ")
+			c.cmd("AUTH OAUTHBEARER "+b64("n,,\x01auth=Bearer "+token+"\x01\x01"), want)
+		}
+	}
+	told := func() int { return strings.Count(f.log.String(), "level=WARN msg=keyset.unread") }
+	login("235")
+	require.Zero(t, told())
+	for i, spoil := range []func() error{
+		func() error { return os.WriteFile(file, good[:len(good)/2], 0o600) },
+		func() error { return os.WriteFile(file, []byte(`{"keys":[]}`), 0o600) },
+		func() error { return os.WriteFile(file, make([]byte, maxWatched+1), 0o600) },
+		func() error { return os.Remove(file) },
+	} {
+		require.NoError(t, spoil())
+		login("235")
+		require.Equal(t, i+1, told())
+	}
+	require.Contains(t, f.log.String(), "load key set "+file)
+	require.NoError(t, os.WriteFile(file, good, 0o600))
+	login("235")
+	require.NoError(t, os.Remove(file))
+	login("235")
+	require.Equal(t, 5, told(), "it could be read in between")
+	_, other := issuerOf(t)
+	public, ok := other.Public().(ed25519.PublicKey)
+	require.True(t, ok)
+	require.NoError(t, os.WriteFile(file, []byte(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"1","x":"`+base64.RawURLEncoding.EncodeToString(public)+`"}]}`), 0o600))
+	login("334")
+	require.Equal(t, 5, told())
+}
+
 // TestOAuthBearerDialogue (RFC 7628 section 3): whom the client wants to act as, what it answers to the reason of a refusal,
 // and what is no response at all.
 func TestOAuthBearerDialogue(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -90,8 +91,8 @@ type listener struct {
 	policy  policy
 	accept  Accepter
 
-	maxBytes  int64      // of one message
-	clientCAs *clientCAs // nil: no client certificates
+	maxBytes  int64                    // of one message
+	clientCAs *watched[*x509.CertPool] // nil: no client certificates
 }
 
 // New checks cfg and binds all listeners, so that a wrong address fails before anything runs.
@@ -128,12 +129,13 @@ func newServer(cfg Config, deps Deps) (*Server, error) {
 			return nil, errors.New("smtpd: oauth needs an authenticator that finds credentials by name")
 		}
 		var err error
-		if s.oauth, err = newIssuer(cfg.OAuth, people); err != nil {
+		if s.oauth, err = newIssuer(cfg.OAuth, people, s.log); err != nil {
 			return nil, err
 		}
 	}
 	s.inbound = &inboundAccepter{srv: s, deps: deps.Inbound, held: holding{source: map[netip.Prefix]int64{}}}
 	s.limits = newLimits(&s.cfg, deps.Now)
+	s.limits.displaced = s.metrics.rejected.WithLabelValues("displaced").Inc
 	s.buffers.New = func() any { b := make([]byte, dataBuffer); return &b }
 	s.tls = &tls.Config{
 		GetCertificate: deps.GetCertificate,
@@ -184,7 +186,7 @@ func (s *Server) newListener(cfg Listener) (*listener, error) {
 		if _, ok := s.deps.Authenticator.(Credentials); !ok {
 			return nil, fmt.Errorf("%s: client_ca_file needs an authenticator that finds credentials by name", cfg.Address)
 		}
-		if l.clientCAs, err = newClientCAs(cfg.ClientCAFile); err != nil {
+		if l.clientCAs, err = newWatched("client certificate authorities", cfg.ClientCAFile, parseCAs); err != nil {
 			return nil, fmt.Errorf("%s: %w", cfg.Address, err)
 		}
 	}
@@ -245,24 +247,25 @@ func (s *Server) admit(conn net.Conn, l *listener) {
 	if proxied {
 		source = netip.Prefix{} // until it says who the client is
 	}
-	if reason := s.limits.admit(source, l.kind); reason != "" {
+	at, reason := s.limits.admit(conn, source, l.kind)
+	if reason != "" {
 		s.turnAway(conn, l, ip, reason)
 		return
 	}
 	s.start(func() {
-		defer func() { s.limits.release(source, l.kind) }()
+		defer s.limits.release(at)
 		if proxied {
 			client, err := s.introduce(conn, l, ip)
 			if err != nil {
 				return
 			}
-			if ip = client; s.limits.move(source, sourceOf(ip)) != "" {
-				s.turnAway(conn, l, ip, "connections_per_ip")
+			ip = client
+			if reason := s.limits.move(at, sourceOf(ip)); reason != "" {
+				s.turnAway(conn, l, ip, reason)
 				return
 			}
-			source = sourceOf(ip)
 		}
-		s.serve(conn, l, ip)
+		s.serve(conn, l, ip, at)
 	})
 }
 
@@ -312,7 +315,7 @@ func (s *Server) turnAway(conn net.Conn, l *listener, ip netip.Addr, reason stri
 
 // handshakeTimeout is how long relayd waits for a handshake or a PROXY header that begins now.
 func (s *Server) handshakeTimeout() time.Duration {
-	if s.limits.stressed() {
+	if s.limits.stressed(false) {
 		return min(s.cfg.HandshakeTimeout, s.cfg.StressTimeout)
 	}
 	return s.cfg.HandshakeTimeout
@@ -326,12 +329,12 @@ func remoteIP(conn net.Conn) netip.Addr {
 }
 
 // serve runs one session. A panic ends this session and nothing else.
-func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr) {
+func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr, at *place) {
 	sess := &session{
-		srv: s, lis: l, id: rand.Text()[:12], ip: ip, client: ip.String(), source: sourceOf(ip), raw: conn,
+		srv: s, lis: l, place: at, id: rand.Text()[:12], ip: ip, client: ip.String(), source: sourceOf(ip), raw: conn,
 		wire: newWire(conn, &s.buffers, s.cfg.WriteTimeout),
 	}
-	sess.wire.hurry, sess.wire.hurryTimeout = s.limits.stressed, s.cfg.StressTimeout
+	sess.wire.hurry, sess.wire.hurryTimeout = sess.stressed, s.cfg.StressTimeout
 	sess.transcribe()
 	if !s.add(sess) {
 		_ = conn.Close()
@@ -347,9 +350,6 @@ func (s *Server) serve(conn net.Conn, l *listener, ip netip.Addr) {
 		}
 		sess.wire.close(sess.linger)
 		s.remove(sess)
-		if sess.cred != nil {
-			s.limits.logout(sess.cred.Account)
-		}
 		s.metrics.open.WithLabelValues(l.kind, l.label).Dec()
 		s.log.Info("session.closed", "session", sess.id, "listener", l.name, "ip", ip, "tls", sess.tls,
 			"count", sess.messages, "reason", sess.reason)

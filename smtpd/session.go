@@ -34,6 +34,7 @@ type session struct {
 	ip     netip.Addr
 	client string // ip, for what is written of each message
 	source netip.Prefix
+	place  *place
 	raw    net.Conn
 	wire   *wire
 
@@ -410,11 +411,14 @@ func (s *session) maxErrors() int {
 	switch {
 	case s.cred != nil:
 		return 10 * most
-	case s.srv.limits.stressed():
+	case s.stressed():
 		return min(most, stressErrors)
 	}
 	return most
 }
+
+// stressed tells that this client must not be waited for long.
+func (s *session) stressed() bool { return s.srv.limits.stressed(s.cred != nil) }
 
 // stressErrors is how many refused commands a stranger may send to an overloaded server.
 const stressErrors = 2
@@ -440,6 +444,8 @@ func (s *session) lost(err error) {
 	case errors.Is(err, errDataEndless):
 		s.end(errDataTooLong, "size")
 	default:
-		s.closing, s.reason = true, "disconnect"
+		if s.closing, s.reason = true, "disconnect"; s.srv.limits.gaveWay(s.place) {
+			s.reason = "displaced"
+		}
 	}
 }

@@ -1,8 +1,8 @@
 package smtpd
 
 import (
-	"bytes"
 	"context"
+	"io"
 	netmail "net/mail"
 	"net/netip"
 	"strings"
@@ -37,7 +37,7 @@ const judgeTime = 30 * time.Second
 
 // judge evaluates SPF for both identities (RFC 7208 section 2.3 and 2.4), DKIM and DMARC. None of them refuses a
 // message: bounces come from hosts of all kinds, and the MAC of the return path is what proves them.
-func judge(ctx context.Context, r mailauth.Resolver, s sender, message []byte, fields [][]byte) AuthResults {
+func judge(ctx context.Context, r mailauth.Resolver, s sender, message io.Reader, fields [][]byte) AuthResults {
 	ctx, cancel := context.WithTimeout(ctx, judgeTime)
 	defer cancel()
 	res := AuthResults{From: s.from, Greeted: s.helo}
@@ -47,7 +47,7 @@ func judge(ctx context.Context, r mailauth.Resolver, s sender, message []byte, f
 		res.SPF = mailauth.CheckSPF(ctx, r, s.ip, s.helo, s.from.String())
 	}
 	var err error
-	if res.DKIM, err = dkim.Verify(ctx, bytes.NewReader(message), r); err != nil {
+	if res.DKIM, err = dkim.Verify(ctx, message, r); err != nil {
 		res.DKIM = []dkim.Verification{{Result: dkim.ResultPermError, Error: mail.CleanText(err.Error(), 300)}}
 	}
 	var ids mailauth.Identifiers

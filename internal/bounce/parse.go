@@ -21,13 +21,17 @@ const (
 	OtherPath // the Return-Path field is the sender's, and tells nothing
 )
 
-// Parse reads a message and tells what it is. It reads at most 8 MiB and fails only where r does.
+// Parse reads a message and tells what it is. It reads at most 8 MiB and fails only where r does. It takes as much memory as
+// the message has octets, and little more, where r tells its Size.
 func Parse(r io.Reader, from Origin, c Classifier) (*Report, error) {
-	raw, err := io.ReadAll(io.LimitReader(r, maxMessage))
-	if err != nil {
+	var raw bytes.Buffer
+	if sized, ok := r.(interface{ Size() int64 }); ok {
+		raw.Grow(int(min(sized.Size(), maxMessage)) + bytes.MinRead)
+	}
+	if _, err := raw.ReadFrom(io.LimitReader(r, maxMessage)); err != nil {
 		return nil, err
 	}
-	m := parsePart(normal(raw))
+	m := parsePart(normal(raw.Bytes()))
 	m.origin = from
 	if from == UnknownPath && strings.TrimSpace(m.get("return-path")) == "<>" {
 		m.origin = NullPath

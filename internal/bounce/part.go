@@ -117,10 +117,18 @@ func charset(name string) encoding.Encoding {
 	return enc
 }
 
-// normal ends every line with LF alone, whether it ended with CRLF, LF or CR.
+// normal ends every line with LF alone, whether it ended with CRLF, LF or CR. It does so in the place of b.
 func normal(b []byte) []byte {
-	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n"))
-	return bytes.ReplaceAll(b, []byte("\r"), []byte("\n"))
+	lines := b[:0]
+	for len(b) > 0 {
+		line, rest, cut := bytes.Cut(b, []byte("\r"))
+		if lines = append(lines, line...); cut {
+			lines = append(lines, '\n')
+			rest = bytes.TrimPrefix(rest, []byte("\n"))
+		}
+		b = rest
+	}
+	return lines
 }
 
 // parsePart reads a header and leaves the rest as the body. Lines that are no fields end the header where they stand.
