@@ -34,14 +34,16 @@ type Config struct {
 	// they count as errors. Default 1000.
 	MaxRecipients int `toml:"max_recipients"`
 	// MaxConnections bounds the open connections of all listeners together. Those of inbound listeners get no more than
-	// StressPercent of them. Default 2000.
+	// StressPercent of them, and no more have those of submission listeners that have not authenticated: one of these is closed
+	// for a newcomer where there is no room. Default 2000.
 	MaxConnections int `toml:"max_connections"`
 	// MaxConnectionsPerIP bounds the open connections of one IPv4 address or one IPv6 /64. Default 50.
 	MaxConnectionsPerIP int `toml:"max_connections_per_ip"`
 	// MaxConnectionsPerAccount bounds the open connections that have authenticated for one account. Default 1000.
 	MaxConnectionsPerAccount int `toml:"max_connections_per_account"`
 	// StressPercent is the share of MaxConnections from which on relayd waits for no client longer than StressTimeout and
-	// ends sessions after two errors, until it falls below. Default 80.
+	// ends sessions after two errors, until it falls below; for clients that have authenticated, those that have not on
+	// submission listeners are not counted. Default 80.
 	StressPercent int `toml:"stress_percent"`
 	// StressTimeout takes the place of CommandTimeout, DataTimeout and HandshakeTimeout under stress. Default 10s.
 	StressTimeout time.Duration `toml:"stress_timeout"`
@@ -81,8 +83,8 @@ type Config struct {
 	ReturnPathHost string `toml:"return_path_host"`
 	// OperatorAddress gets the mail for postmaster and abuse that comes in. Default "": it is refused.
 	OperatorAddress string `toml:"operator_address"`
-	// MaxInboundBytes bounds one inbound message, which is held in memory; all of them together may take 16 times as
-	// much, those of one IPv4 address or IPv6 /64 four times as much. The smaller of it and MaxMessageBytes is advertised as
+	// MaxInboundBytes bounds one inbound message, which is held in memory and takes two octets for each of its own; all of
+	// them together may take 16 times as much, those of one IPv4 address or IPv6 /64 a third of what they leave free. The smaller of it and MaxMessageBytes is advertised as
 	// SIZE by inbound listeners. Default 5 MiB.
 	MaxInboundBytes int64 `toml:"max_inbound_bytes"`
 	// OAuth lets clients authenticate with a token of an issuer. Default none.
@@ -95,7 +97,8 @@ type OAuth struct {
 	Issuer string `toml:"issuer"`
 	// Audience must be among the "aud" of a token.
 	Audience string `toml:"audience"`
-	// JWKSFile holds the issuer's public keys (RFC 7517): RSA, P-256 and Ed25519. Read again when it has changed.
+	// JWKSFile holds the issuer's public keys (RFC 7517): RSA, P-256 and Ed25519. Read again when it has changed; where
+	// that fails, the keys of before stay in use.
 	JWKSFile string `toml:"jwks_file"`
 	// Claim is the one that names the SMTP credential. Default "sub".
 	Claim string `toml:"claim"`
