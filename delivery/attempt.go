@@ -78,6 +78,7 @@ func (a *Attempt) Run(ctx context.Context) Report {
 	var last error
 	host := ""
 	for try := 0; try < a.tries && len(envs) > 0; {
+		a.leaves()
 		reused := a.session != nil
 		if !reused {
 			if try > 0 && a.wait(ctx, time.Second<<(try-1)) != nil {
@@ -384,6 +385,12 @@ func (a *Attempt) answer(rep *Report, s *Session, e *spool.Envelope, ans Answer,
 	}
 	m := a.bundle.message
 	now := a.now()
+	if a.blames(s.origin, s.Name(), ans.Reply, v) && v.Action == ActionBounce { // from another address it may be welcome
+		if res := a.retrier.presented(m, e, ans.Reply, now); res.Outcome == spool.Deferred {
+			a.finish(rep, e, res, s.Name())
+			return
+		}
+	}
 	switch {
 	case v.Action == ActionDeliver:
 		a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Delivered, Presented: true, Reply: ans.Reply}, s.Name())

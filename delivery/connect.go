@@ -111,6 +111,10 @@ func (a *Attempt) open(ctx context.Context) (*Session, *route, error) {
 				return nil, nil, err
 			}
 			a.metrics.connects.WithLabelValues(connectResult(f)).Inc()
+			of := a.opener.origin(t)
+			if f.kind == faultReply && a.blames(of, t.host+"["+t.addr.Addr().String()+"]", f.reply, a.classifier().Classify(f.reply, PhaseConnect)) {
+				again = true
+			}
 			if f.kind == faultConn {
 				a.book.dead.add(t.addr.Addr().String(), a.now().Add(deadFor))
 			}

@@ -295,3 +295,44 @@ func TestABusySiteGivesWay(t *testing.T) {
 		})
 	}
 }
+
+// deadNames does not answer for a time about domains that begin with "dead".
+type deadNames struct{ resolvertest.Fake }
+
+func (n *deadNames) LookupMX(ctx context.Context, domain string) ([]resolver.MX, error) {
+	if !strings.HasPrefix(domain, "dead") {
+		return n.Fake.LookupMX(ctx, domain)
+	}
+	select {
+	case <-time.After(6 * time.Second):
+		return nil, &resolver.Error{Name: domain, Type: "MX", Err: resolver.ErrTemporary}
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// TestDeadNameServersLetOthersPass has a campaign meet hundreds of domains whose name servers do not answer: a code to another
+// domain does not wait for them.
+func TestDeadNameServersLetOthersPass(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{}
+		r := wireRig(t, w, &testutil.MX{}, nil)
+		r.deps.Resolver = &deadNames{resolvertest.Fake{
+			MX: map[string][]resolver.MX{"d.example": {{Host: "mx.d.example", Pref: 10}}},
+			IP: map[string][]netip.Addr{"mx.d.example": {netip.MustParseAddr("192.0.2.1")}},
+		}}
+		for i := range maxLookups + maxSlow - 1 {
+			r.submit(submission{to: []string{fmt.Sprintf("a@dead%d.example", i)}, class: spool.Bulk})
+		}
+		r.start()
+		<-time.After(time.Second)
+		began := time.Now()
+		id := r.submit(submission{to: []string{"a@d.example"}, class: spool.Urgent})
+		require.Equal(t, spool.Delivered, r.outcome(id, 0).Result.Outcome)
+		require.Less(t, time.Since(began), slowLookup, "by a clock of its own")
+		<-time.After(time.Minute)
+		r.shutdown()
+		require.Zero(t, r.sched.slow+r.sched.lookups)
+	})
+}

@@ -283,3 +283,32 @@ func TestSitesThatAreNeverMetAgainAreForgotten(t *testing.T) {
 		require.Len(t, m.states, 2)
 	})
 }
+
+// TestASlowReaderGetsALongMessage: a megabyte that is read at 2 KB a second takes more than the time of a block.
+func TestASlowReaderGetsALongMessage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		got := make(chan int)
+		go func() {
+			n, buf := 0, make([]byte, 60<<10)
+			for {
+				k, err := b.Read(buf)
+				if n += k; err != nil {
+					got <- n
+					return
+				}
+				<-time.After(30 * time.Second)
+			}
+		}()
+		w := &deadlineWriter{a, DefaultTimeouts().DataBlock}
+		n, err := w.Write(make([]byte, 1<<20))
+		require.NoError(t, err)
+		require.Equal(t, 1<<20, n)
+		n, err = w.Write(nil)
+		require.NoError(t, err)
+		require.Zero(t, n)
+		require.NoError(t, a.Close())
+		require.Equal(t, 1<<20, <-got)
+	})
+}

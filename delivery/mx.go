@@ -68,7 +68,7 @@ func (b *addressBook) targets(ctx context.Context, r *route, o order) ([]target,
 				continue
 			}
 			t := target{
-				host: h.name, addr: netip.AddrPortFrom(a, r.port), smart: r.smart, source: r.source, tls: r.tls, chunking: r.chunking,
+				host: h.name, site: r.key, addr: netip.AddrPortFrom(a, r.port), smart: r.smart, source: r.source, tls: r.tls, chunking: r.chunking,
 			}
 			if b.dead.has(a.String(), b.now()) {
 				dead = append(dead, t)

@@ -24,6 +24,7 @@ import (
 // target is one address of one host.
 type target struct {
 	host     string
+	site     string // key of the site that it is a host of
 	addr     netip.AddrPort
 	smart    *Smarthost      // nil: an MX host
 	source   *source         // nil: the system chooses
@@ -44,6 +45,7 @@ type opener struct {
 	roots     *x509.CertPool
 	brokenTLS *hostSet // handshakes failed of late: not asked again for a while
 	knownTLS  *hostSet // spoke TLS of late
+	blamed    *hostSet // addresses of ours, by site: blamed of late
 	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
@@ -177,7 +179,8 @@ func (o *opener) secure(s *Session, t target) error {
 }
 
 func (o *opener) dial(ctx context.Context, t target) (*Session, error) {
-	conn, err := o.network.DialContext(withBind(ctx, t.source.bind(t.host, t.addr.Addr())), "tcp", t.addr.String())
+	of := o.origin(t)
+	conn, err := o.network.DialContext(withBind(ctx, of.from), "tcp", t.addr.String())
 	if err != nil {
 		kind := faultConn
 		if ctx.Err() != nil {
@@ -186,7 +189,7 @@ func (o *opener) dial(ctx context.Context, t target) (*Session, error) {
 		return nil, &fault{kind: kind, err: fmt.Errorf("connect: %w", err)}
 	}
 	s := newSession(ctx, conn, t.host, t.addr, o.timeouts)
-	s.greeting = t.source.greeting(o.hostname)
+	s.origin, s.greeting = of, t.source.greeting(o.hostname)
 	return s, nil
 }
 

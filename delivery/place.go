@@ -35,13 +35,24 @@ func (s *Scheduler) take(now time.Time) time.Time {
 
 // place finds the route of a queue and hands the queue to its site.
 func (s *Scheduler) place(q spool.Queue) {
-	defer func() {
+	slow, done := false, false
+	late := time.AfterFunc(slowLookup, func() {
 		s.mu.Lock()
-		s.lookups--
-		first := s.lookups == maxLookups-1
-		s.mu.Unlock()
-		if first {
-			s.poke()
+		defer s.mu.Unlock()
+		if !done && s.slow < maxSlow {
+			slow = true
+			s.slow++
+			s.freeLookup()
+		}
+	})
+	defer func() {
+		late.Stop()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if done = true; slow {
+			s.slow--
+		} else {
+			s.freeLookup()
 		}
 	}()
 	r, err := s.router.resolve(s.working, q)
@@ -60,6 +71,13 @@ func (s *Scheduler) place(q spool.Queue) {
 	default:
 		s.forgetDomain(q.Domain)
 		s.join(q, r)
+	}
+}
+
+// freeLookup gives up the place of a look-up. The caller holds mu.
+func (s *Scheduler) freeLookup() {
+	if s.lookups--; s.lookups == maxLookups-1 {
+		s.poke()
 	}
 }
 

@@ -163,7 +163,7 @@ func TestSourceIsBoundAndSaysItsName(t *testing.T) {
 	require.Contains(t, mx.Commands(), "EHLO relay.test")
 	require.Contains(t, mx.Commands(), "EHLO codes.relay.test")
 	src := newSource(&r.cfg.Sources[0])
-	require.Equal(t, bound, src.bind("mx.dest.example", netip.MustParseAddr("127.0.0.1")), "always the same one towards one host")
+	require.Equal(t, bound, src.bind("mx.dest.example", netip.MustParseAddr("127.0.0.1"), func(netip.Addr) bool { return false }), "always the same one towards one host")
 	require.False(t, src.reaches(netip.MustParseAddr("2001:db8::1")))
 }
 

@@ -111,10 +111,12 @@ type Scheduler struct {
 
 	yielding, yieldingBulk int // workers that end to give way to bare sites, for a connection or for bulk
 
-	streams   map[flowKey]int      // lane of the last lease
-	domains   map[string]int       // failed look-ups in a row
-	known     map[string]knownSite // site of each queue domain
+	asked     map[mail.EnvelopeID]struct{} // got a wish for a pause as their last answer
+	streams   map[flowKey]int              // lane of the last lease
+	domains   map[string]int               // failed look-ups in a row
+	known     map[string]knownSite         // site of each queue domain
 	lookups   int
+	slow      int // look-ups that gave up their place
 	leased    int // envelopes under lease at sites
 	workers   int
 	bulk      int                  // of them
@@ -129,7 +131,10 @@ type Scheduler struct {
 // Bounds of what is remembered and of what runs.
 const (
 	maxLookups = 256
+	maxSlow    = 256                    // of those that take longer than
+	slowLookup = 250 * time.Millisecond // leave their places to others: many domains of a list may have dead name servers
 	maxStreams = 10_000
+	maxAsked   = 10_000
 	maxDomains = 10_000
 )
 
@@ -168,7 +173,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 	s := &Scheduler{
 		cfg: cfg, parallel: deps.Parallel, store: deps.Spool, router: r, retrier: newRetrier(cfg), log: log, metrics: m, now: now,
 		pool: newPool(cfg, now), wake: make(chan struct{}, 1), sites: map[string]*site{}, batches: map[*batch]struct{}{},
-		streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]knownSite{}, fresh: map[*worker]struct{}{},
+		asked: map[mail.EnvelopeID]struct{}{}, streams: map[flowKey]int{}, domains: map[string]int{}, known: map[string]knownSite{}, fresh: map[*worker]struct{}{},
 		providers: map[string]*limiter{}, accounts: map[string]*limiter{}, campaigns: map[string]*limiter{}, sources: map[string]*limiter{},
 	}
 	if s.memory, err = newMemory(deps.DB, deps.Events, log, now); err != nil {
@@ -191,7 +196,7 @@ func New(cfg Config, deps Deps) (*Scheduler, error) {
 		tries: cfg.ConnectTries, wait: sleep,
 		opener: &opener{
 			hostname: deps.Hostname, timeouts: cfg.Timeouts.withDefaults(), network: dialer{cfg.ConnectTimeout}, roots: deps.Roots,
-			brokenTLS: newHostSet(), knownTLS: newHostSet(), log: log, metrics: m, now: now,
+			brokenTLS: newHostSet(), knownTLS: newHostSet(), blamed: newHostSet(), log: log, metrics: m, now: now,
 		},
 		book: &addressBook{resolver: deps.Resolver, private: cfg.AllowPrivateMX, dead: newHostSet(), now: now},
 	}

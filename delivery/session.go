@@ -100,6 +100,7 @@ type Session struct {
 	r        *replyReader
 	w        *bufio.Writer
 	ext      extensions
+	origin   origin
 	greeting string       // said in EHLO
 	chunked  bool         // messages go with BDAT
 	verify   func() error // whether the certificate is the host's own; nil without TLS
@@ -132,11 +133,19 @@ type deadlineWriter struct {
 	timeout time.Duration
 }
 
-func (d *deadlineWriter) Write(p []byte) (int, error) {
-	if err := d.conn.SetWriteDeadline(time.Now().Add(d.timeout)); err != nil {
-		return 0, err
+// dataBlock is what is written at a time: a message that comes in one piece must not have the time of one block.
+const dataBlock = 64 << 10
+
+func (d *deadlineWriter) Write(p []byte) (n int, err error) {
+	for {
+		if err := d.conn.SetWriteDeadline(time.Now().Add(d.timeout)); err != nil {
+			return n, err
+		}
+		k, err := d.conn.Write(p[n:min(len(p), n+dataBlock)])
+		if n += k; err != nil || n == len(p) {
+			return n, err
+		}
 	}
-	return d.conn.Write(p)
 }
 
 // Name is the host with its address, as results carry it.

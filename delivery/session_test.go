@@ -24,7 +24,7 @@ import (
 func newOpener() *opener {
 	return &opener{
 		hostname: "relay.test", timeouts: DefaultTimeouts(), network: &net.Dialer{Timeout: 5 * time.Second}, brokenTLS: newHostSet(),
-		knownTLS: newHostSet(), log: slog.New(slog.DiscardHandler), metrics: newMetrics(nil), now: time.Now,
+		knownTLS: newHostSet(), blamed: newHostSet(), log: slog.New(slog.DiscardHandler), metrics: newMetrics(nil), now: time.Now,
 	}
 }
 

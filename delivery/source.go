@@ -17,7 +17,8 @@ type Source struct {
 	// Name is what rules call it.
 	Name string `toml:"name"`
 	// Addresses are bound before a connection is made, one of the family of the host's address. Towards one MX host it is
-	// always the same one, so that greylisting and reputation see one sender. A family without an address is not used.
+	// always the same one, so that greylisting and reputation see one sender; but for an hour another one where a reply
+	// blames the address itself (a blocklist, a missing PTR). A family without an address is not used.
 	Addresses []string `toml:"addresses"`
 	// EHLO is said in EHLO instead of hostname. The addresses should resolve to it. Default: hostname.
 	EHLO string `toml:"ehlo"`
@@ -87,8 +88,9 @@ func (s *source) family(to netip.Addr) []netip.Addr {
 	return s.v6
 }
 
-// bind returns the address to leave from towards a host, the same each time; the zero Addr for any.
-func (s *source) bind(host string, to netip.Addr) netip.Addr {
+// bind returns the address to leave from towards a host, the same each time as long as it is not avoided; the zero Addr for
+// any. Where all are to be avoided it is the usual one.
+func (s *source) bind(host string, to netip.Addr, avoid func(netip.Addr) bool) netip.Addr {
 	if s == nil {
 		return netip.Addr{}
 	}
@@ -98,7 +100,13 @@ func (s *source) bind(host string, to netip.Addr) netip.Addr {
 	}
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(host))
-	return own[h.Sum32()%uint32(len(own))] //nolint:gosec // bounded
+	first := int(h.Sum32() % uint32(len(own))) //nolint:gosec // bounded
+	for i := range own {
+		if a := own[(first+i)%len(own)]; len(own) == 1 || !avoid(a) {
+			return a
+		}
+	}
+	return own[first]
 }
 
 // greeting is the name to say in EHLO.

@@ -175,6 +175,12 @@ func (s *Scheduler) defers(st *site, b *bundle, askers bool) {
 		if st.route.fallback != "" { // another route takes them at once
 			next = now
 		}
+		if askers {
+			if len(s.asked) >= maxAsked {
+				clear(s.asked)
+			}
+			s.asked[e.ID] = struct{}{}
+		}
 		res := s.retrier.unpresented(b.message, e, g.reply, now, next)
 		res.Host = g.host
 		done = append(done, settlement{message: b.message, envelope: e, result: res})

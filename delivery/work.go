@@ -404,6 +404,11 @@ func (s *Scheduler) opened(w *worker) {
 
 // learn draws the conclusions of an attempt for its site and provider. The caller holds mu.
 func (s *Scheduler) learn(st *site, b *bundle, rep Report) {
+	if len(s.asked) > 0 {
+		for i := range rep.done {
+			delete(s.asked, rep.done[i].envelope.ID)
+		}
+	}
 	if rep.settled && rep.suspend == nil {
 		now, n := s.now(), len(b.envs)-len(rep.again)
 		for _, l := range st.limiters() {

@@ -42,7 +42,7 @@ type call struct {
 }
 
 const (
-	maxUnderWay = 256
+	maxUnderWay = 768 // each has a socket; most of them wait for name servers that never answer, and nobody else should
 	maxParsing  = 2
 	maxRecords  = 100 // of one answer that are kept
 	maxChain    = 10  // CNAME records followed
