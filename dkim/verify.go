@@ -39,19 +39,22 @@ type Verification struct {
 }
 
 // Limits of Verify. go-msgauth joins folded lines one by one and looks through all fields for every name of h=, so that
-// both numbers are bounded and not only the size.
+// both numbers are bounded and not only the size; it keeps blank lines for each signature until it knows whether they end the
+// body, and with simple canonicalization looks at all of them again for each block that it reads.
 const (
 	maxVerifications = 10
 	maxVerifyHeader  = 256 << 10
 	maxVerifyLines   = 5000
-	maxVerifyPicks   = 200_000 // names in one h= times fields
+	maxVerifyPicks   = 200_000  // names in one h= times fields
+	maxBlank         = 32 << 10 // octets of blank lines in one place
 )
 
 // ErrHeaderTooLarge tells that the header section of a message to verify has more than 256 KiB or 5000 lines.
 var ErrHeaderTooLarge = errors.New("header section too large")
 
 // Verify checks the signatures of a message, at most the first 10, in the order in which they stand. It reads r to its
-// end; the caller bounds its length. No signature is an empty list. An error means that r could not be read or has no
+// end; the caller bounds its length. Where the body has more than 32 KiB of blank lines in one place, every verdict is
+// permerror. No signature is an empty list. An error means that r could not be read or has no
 // header section; what is wrong with a signature stands in its Verification.
 func Verify(ctx context.Context, r io.Reader, txt TXTLookup) ([]Verification, error) {
 	br := bufio.NewReader(r)
@@ -66,7 +69,8 @@ func Verify(ctx context.Context, r io.Reader, txt TXTLookup) ([]Verification, er
 	if len(found) == 0 {
 		return []Verification{}, nil
 	}
-	verdicts, err := msgauth.VerifyWithOptions(io.MultiReader(bytes.NewReader(header), br), &msgauth.VerifyOptions{
+	body := &blankCutter{r: br}
+	verdicts, err := msgauth.VerifyWithOptions(io.MultiReader(bytes.NewReader(header), body), &msgauth.VerifyOptions{
 		LookupTXT: func(name string) ([]string, error) {
 			records, err := txt.LookupTXT(ctx, name)
 			if err != nil && temporary(err) {
@@ -83,9 +87,36 @@ func Verify(ctx context.Context, r io.Reader, txt TXTLookup) ([]Verification, er
 		return nil, fmt.Errorf("verify message: %d signatures found, %d judged", len(found), len(verdicts))
 	}
 	for i := range found {
-		found[i].judge(verdicts[i].Err)
+		if found[i].judge(verdicts[i].Err); body.cut { // what was judged is not the message
+			found[i].Result, found[i].Error = ResultPermError, "body has more than 32 KiB of blank lines in one place"
+		}
 	}
 	return found, nil
+}
+
+// blankCutter reads a body, and ends it where it has more blanks and line ends in one place than maxBlank. An error in their place
+// would leave go-msgauth's goroutines waiting for ever.
+type blankCutter struct {
+	r   io.Reader
+	run int
+	cut bool
+}
+
+// Read implements io.Reader.
+func (c *blankCutter) Read(p []byte) (int, error) {
+	if c.cut {
+		return 0, io.EOF
+	}
+	n, err := c.r.Read(p)
+	for i, b := range p[:n] {
+		if b != '\r' && b != '\n' && b != ' ' && b != '\t' {
+			c.run = 0
+		} else if c.run++; c.run > maxBlank {
+			c.cut = true
+			return i, io.EOF
+		}
+	}
+	return n, err
 }
 
 func (v *Verification) judge(err error) {

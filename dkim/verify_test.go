@@ -3,6 +3,7 @@ package dkim
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -66,6 +67,37 @@ func TestVerifyIsBounded(t *testing.T) {
 	}
 	_, err := Verify(context.Background(), iotest.ErrReader(errors.New("broken")), published)
 	require.ErrorContains(t, err, "broken")
+}
+
+// TestA15_BlankLinesCostAVerifierLittle: go-msgauth keeps a run of them for each signature, and with simple canonicalization
+// looks at all of it again and again.
+func TestA15_BlankLinesCostAVerifierLittle(t *testing.T) { // not parallel: it measures memory
+	keys, published := newKeys(t, "shop.example")
+	run := func(octets int, blank string) string { return strings.Repeat(blank, octets/len(blank)) }
+	for _, blank := range []string{"\r\n", " \r\n", "\n"} {
+		if blank != "\n" { // what we sign has CRLF
+			fits := signAll(t, keys[:1], header, "Hello\r\n"+run(maxBlank-16, blank)+"end\r\n")
+			require.Equal(t, ResultPass, verify(t, fits, published)[0].Result, "%q", blank)
+		}
+		long := "Hello\r\n" + run(1<<20, blank) + "end\r\n"
+		for _, c := range []string{"c=simple/simple;", "c=relaxed/relaxed;"} {
+			signed := strings.Replace(signAll(t, keys[:1], header, "Hello\r\n"), "c=relaxed/relaxed;", c, 1)
+			signature := signed[:strings.Index(signed, "Received:")]
+			message := strings.Repeat(signature, maxVerifications-1) + strings.TrimSuffix(signed, "Hello\r\n") + long
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			verdicts := verify(t, message, published)
+			runtime.ReadMemStats(&after)
+			require.Len(t, verdicts, maxVerifications)
+			for _, v := range verdicts { // never of the part that was looked at, though it is what was signed
+				require.Equal(t, ResultPermError, v.Result)
+				require.Equal(t, "body has more than 32 KiB of blank lines in one place", v.Error)
+			}
+			made := after.TotalAlloc - before.TotalAlloc
+			t.Logf("%q %s: %d octets allocated for %d", blank, c, made, len(message))
+			require.Less(t, made, uint64(32<<20))
+		}
+	}
 }
 
 func FuzzVerify(f *testing.F) {
