@@ -238,15 +238,6 @@ func (a *Attempt) fitting(rep *Report, envs []*spool.Envelope) []*spool.Envelope
 		}
 		return nil
 	}
-	if a.bundle.message.RequireTLS {
-		if reply, ok := a.session.keepsTLS(); !ok {
-			a.tls = a.session.TLS
-			for _, e := range envs {
-				a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Failed, Reply: reply, Reason: reasonTLS}, a.session.Name())
-			}
-			return nil
-		}
-	}
 	if a.session.ext.smtpUTF8 {
 		return envs
 	}

@@ -53,9 +53,14 @@ func (a *Attempt) blames(of origin, host string, reply mail.Reply, v Verdict) bo
 	return true
 }
 
-// leaves closes a session from an address that its site has blamed since, where there is another one.
+// leaves closes a session that is not for this message: its host does not keep what it asks for, or it comes from an address
+// that the site has blamed since, and there is another one.
 func (a *Attempt) leaves() {
-	if s := a.session; s != nil && s.origin.from.IsValid() && a.opener.isBlamed(s.origin.site, s.origin.from) && a.opener.others(s.origin) {
+	s := a.session
+	if s == nil {
+		return
+	}
+	if a.promises(s) != nil || s.origin.from.IsValid() && a.opener.isBlamed(s.origin.site, s.origin.from) && a.opener.others(s.origin) {
 		s.Close()
 		a.session = nil
 	}

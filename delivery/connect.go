@@ -37,6 +37,12 @@ func (a *Attempt) connect(ctx context.Context, rep *Report, envs []*spool.Envelo
 	if h, ok := errors.AsType[*hostError](err); ok {
 		host = h.host
 	}
+	if f.kind == faultPromise {
+		for _, e := range envs {
+			a.finish(rep, e, spool.Result{ID: e.ID, Outcome: spool.Failed, Reply: f.reply, Reason: reasonTLS}, host)
+		}
+		return false
+	}
 	if f.kind == faultSelf && a.route.smart == nil {
 		for _, e := range envs {
 			a.finish(rep, e, loops().refusal.result(e), host)
@@ -104,7 +110,10 @@ func (a *Attempt) open(ctx context.Context) (*Session, *route, error) {
 		for _, t := range targets {
 			s, err := a.opener.open(ctx, t)
 			if err == nil {
-				return s, nil, nil
+				if err = a.promises(s); err == nil {
+					return s, nil, nil
+				}
+				s.Close()
 			}
 			f := faultOf(err)
 			if f.kind == faultLocal {
@@ -130,9 +139,23 @@ func (a *Attempt) open(ctx context.Context) (*Session, *route, error) {
 	return nil, nil, worst
 }
 
+// promises tells whether the host keeps what REQUIRETLS asks for, where the message has it: each host of the domain is asked
+// (RFC 8689 section 4.2.1).
+func (a *Attempt) promises(s *Session) error {
+	if !a.bundle.message.RequireTLS {
+		return nil
+	}
+	if reply, ok := s.keepsTLS(); !ok {
+		return &fault{kind: faultPromise, reply: reply}
+	}
+	return nil
+}
+
 // hope orders faults by the chance that another try helps.
 func hope(f *fault) int {
 	switch {
+	case f.kind == faultPromise: // no host is left that may keep it (RFC 8689 section 4.2.1)
+		return 5
 	case f.kind == faultReply && f.reply.Temporary():
 		return 4
 	case f.kind == faultAuth: // must be heard of
@@ -153,7 +176,7 @@ func connectResult(f *fault) string {
 		return "reply"
 	case faultAuth:
 		return "auth"
-	case faultProtocol, faultSelf:
+	case faultProtocol, faultSelf, faultPromise:
 		return "protocol"
 	}
 	if isTimeout(f.err) {

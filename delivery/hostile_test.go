@@ -27,8 +27,12 @@ import (
 // full: mail to the others leaves after a pause or two.
 func TestOneMailboxThatAsksForAPauseStarvesNobody(t *testing.T) {
 	t.Parallel()
-	for _, reply := range []string{"452 4.3.1 insufficient system storage", "451 Temporary local problem - please try later", "450 4.7.28 too many messages for this mailbox"} {
-		t.Run(reply[:9], func(t *testing.T) {
+	for i, reply := range []string{
+		"452 4.3.1 insufficient system storage", "451 Temporary local problem - please try later", "450 4.7.28 too many messages for this mailbox",
+		"452 4.3.1 insufficient system storage, and another account's mail behind it",
+	} {
+		account := map[bool]string{true: "other", false: "default"}[i == 3]
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				mx := &testutil.MX{Rule: func(s testutil.Step) testutil.Act {
@@ -38,9 +42,9 @@ func TestOneMailboxThatAsksForAPauseStarvesNobody(t *testing.T) {
 					return testutil.Act{}
 				}}
 				r := wireRig(t, &wire{}, mx, map[string]string{"dest.example": "mx.dest.example"})
-				poison := r.send("poison@dest.example")
-				r.send("poison2@dest.example")
-				r.send("poison3@dest.example")
+				poison := r.submit(submission{to: []string{"poison@dest.example"}, account: account})
+				r.submit(submission{to: []string{"poison2@dest.example"}, account: account})
+				r.submit(submission{to: []string{"poison3@dest.example"}, account: account})
 				var ids []mail.QueueID
 				for i := range 20 { // they come to the site together
 					ids = append(ids, r.send(fmt.Sprintf("a%d@dest.example", i)))

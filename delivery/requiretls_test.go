@@ -66,3 +66,25 @@ func TestMarkedMessages(t *testing.T) {
 		})
 	}
 }
+
+// TestEachHostIsAskedToKeepTheTLS: RFC 8689 section 4.2.1. A session to the first host is open already.
+func TestEachHostIsAskedToKeepTheTLS(t *testing.T) {
+	t.Parallel()
+	ca := testutil.NewCA(t)
+	ext := []string{"REQUIRETLS"}
+	good := (&testutil.MX{TLS: ca.Server(t, "b.two.example"), Extensions: ext}).Start(t)
+	first := (&testutil.MX{IP: "127.0.0.2", Port: good.PortNumber(), TLS: ca.Server(t, "a.two.example")}).Start(t)
+	r := newRig(t, good.PortNumber(), zone()).sleepless()
+	r.deps.Roots = ca.Pool()
+	r.start()
+	require.Equal(t, spool.Delivered, r.outcome(r.send("a@two.example"), 0).Result.Outcome)
+	require.Len(t, first.Mails(), 1)
+	got := r.outcome(r.submit(submission{to: []string{"a@two.example"}, mark: func(m *spool.Message) { m.RequireTLS = true }}), 0)
+	require.Equal(t, spool.Delivered, got.Result.Outcome, got.Result.Reply.String())
+	require.Len(t, first.Mails(), 1)
+	require.Contains(t, good.Mails()[0].MailArg, " REQUIRETLS")
+	good.Close()
+	got = r.outcome(r.submit(submission{to: []string{"a@two.example"}, mark: func(m *spool.Message) { m.RequireTLS = true }}), 0)
+	require.Equal(t, spool.Failed, got.Result.Outcome)
+	require.Equal(t, mail.Status{Class: 5, Subject: 7, Detail: 30}, got.Result.Reply.Status)
+}

@@ -70,6 +70,7 @@ const (
 	faultLocal                     // our side: the store, or we stop
 	faultInDoubt                   // the final dot left, its reply did not come
 	faultSelf                      // the host is ourselves
+	faultPromise                   // the host does not keep what the message asks for
 )
 
 func (f *fault) Error() string {
