@@ -3,6 +3,7 @@ package bounce_test
 import (
 	"bytes"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -233,4 +234,23 @@ func FuzzParse(f *testing.F) {
 			require.False(t, r.Suppress && !r.Hard)
 		}
 	})
+}
+
+// TestA15_FoldedFieldsCostLittle: a field of thousands of lines takes as much work as it has octets, wherever it stands.
+func TestA15_FoldedFieldsCostLittle(t *testing.T) { // not parallel: it measures memory
+	field := "X: y\n" + strings.Repeat(" z\n", 4000)
+	many := strings.Repeat(field, 1<<20/len(field))
+	for name, text := range map[string]string{
+		"header": many + "\nx\n",
+		"part":   "Content-Type: multipart/mixed; boundary=b\n\n--b\n" + many + "\nx\n--b--\n",
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := bounce.Parse(strings.NewReader(text), bounce.UnknownPath, verdicts)
+		require.NoError(t, err)
+		runtime.ReadMemStats(&after)
+		made := after.TotalAlloc - before.TotalAlloc
+		t.Logf("%s: %d octets allocated for %d", name, made, len(text))
+		require.Less(t, made, uint64(8<<20), name)
+	}
 }

@@ -134,6 +134,12 @@ func normal(b []byte) []byte {
 // parsePart reads a header and leaves the rest as the body. Lines that are no fields end the header where they stand.
 func parsePart(b []byte) *part {
 	p := &part{}
+	var value []byte // of the last field, until all its lines are read
+	end := func() {
+		if n := len(p.fields); n > 0 {
+			p.fields[n-1].value = string(value)
+		}
+	}
 	for len(b) > 0 && len(p.fields) < 1000 {
 		line, rest, _ := bytes.Cut(b, []byte("\n"))
 		if len(bytes.TrimSpace(line)) == 0 {
@@ -141,14 +147,16 @@ func parsePart(b []byte) *part {
 			break
 		}
 		if (line[0] == ' ' || line[0] == '\t') && len(p.fields) > 0 {
-			last := &p.fields[len(p.fields)-1]
-			if len(last.value)+len(line) <= maxLine {
-				last.value = strings.TrimSpace(last.value + " " + string(bytes.TrimSpace(line)))
+			if len(value)+len(line) <= maxLine {
+				if len(value) > 0 {
+					value = append(value, ' ')
+				}
+				value = append(value, bytes.TrimSpace(line)...)
 			}
 			b = rest
 			continue
 		}
-		name, value, ok := bytes.Cut(line, []byte(":"))
+		name, first, ok := bytes.Cut(line, []byte(":"))
 		name = bytes.TrimRight(name, " \t")
 		if !ok || len(name) == 0 || bytes.ContainsAny(name, " \t") {
 			if bytes.HasPrefix(line, []byte("From ")) && len(p.fields) == 0 { // of an mbox
@@ -157,10 +165,13 @@ func parsePart(b []byte) *part {
 			}
 			break
 		}
-		value = bytes.TrimSpace(value)
-		p.fields = append(p.fields, field{strings.ToLower(string(name)), string(value[:min(len(value), maxLine)])})
+		end()
+		first = bytes.TrimSpace(first)
+		value = append(value[:0], first[:min(len(first), maxLine)]...)
+		p.fields = append(p.fields, field{name: strings.ToLower(string(name))})
 		b = rest
 	}
+	end()
 	p.body = b
 	kind, params, err := mime.ParseMediaType(p.get("content-type"))
 	if err != nil {
