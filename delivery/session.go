@@ -134,8 +134,9 @@ type deadlineWriter struct {
 	timeout time.Duration
 }
 
-// dataBlock is what is written at a time: a message that comes in one piece must not have the time of one block.
-const dataBlock = 64 << 10
+// dataBlock is what is written at a time: a message that comes in one piece must not have the time of one block. Most are smaller,
+// and need one call.
+const dataBlock = 256 << 10
 
 func (d *deadlineWriter) Write(p []byte) (n int, err error) {
 	for {
