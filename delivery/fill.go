@@ -228,34 +228,11 @@ func (s *Scheduler) arrived(st *site, o errand, l *spool.Lease, now time.Time) {
 		f.adapt(now)
 	}
 	if !s.stopping { // else drain gives it back
-		st.push(f, s.askersLast(list))
+		st.push(f, s.withoutAskers(st, list, now))
 		st.feed(f)
 		s.kick(st) // which gives it back where the site is paused by now
 	}
 	s.mu.Unlock()
-}
-
-// askersLast puts bundles behind the others whose envelopes had a pause asked for the last time that they were presented: few
-// mailboxes that always do would be first after each pause, and nothing would pass by them. The caller holds mu.
-func (s *Scheduler) askersLast(list []*bundle) []*bundle {
-	if len(s.asked) == 0 {
-		return list
-	}
-	var askers []*bundle
-	others := list[:0:0]
-	for _, b := range list {
-		asked := false
-		for _, e := range b.envs {
-			_, has := s.asked[e.ID]
-			asked = asked || has
-		}
-		if asked {
-			askers = append(askers, b)
-		} else {
-			others = append(others, b)
-		}
-	}
-	return append(others, askers...)
 }
 
 // observe remembers the lane of a stream. The caller holds mu.

@@ -150,42 +150,92 @@ func (s *Scheduler) park(st *site, queues []spool.Queue) {
 }
 
 // behind is how long at most the others at a site have for themselves after a pause, before those come that were answered with
-// the wish for it.
+// the wish for one.
 const behind = 10 * time.Second
+
+// othersFirst is until when after a pause the others come before the askers, zero where an operator has ended it.
+func (g *governor) othersFirst() time.Time {
+	if g.resume.IsZero() {
+		return time.Time{}
+	}
+	return g.resume.Add(min(g.resume.Sub(g.paused)/2, behind))
+}
+
+// othersFirst is the same for a site, which its provider's pause stops too.
+func (st *site) othersFirst() time.Time {
+	until := st.own.gov.othersFirst()
+	if st.provider != nil {
+		until = later(until, st.provider.gov.othersFirst())
+	}
+	return until
+}
 
 // defers gives a bundle back until its site resumes; no attempt is counted. Who was answered with the wish for the pause, an
 // asker, comes later than the others, and the longer it has been asking the later: the wish may be about its mailbox alone,
 // and must not hold up all that goes to the site. The caller holds mu.
-func (s *Scheduler) defers(st *site, b *bundle, askers bool) {
-	if s.stopping || len(b.envs) == 0 {
-		return
-	}
-	g, now := st.stopped(s.now()), s.now()
-	resume := g.resume
-	if askers {
-		own := now.Add(min(now.Sub(b.message.AcceptedAt), s.cfg.SuspendMax))
-		resume = later(g.resume.Add(min(g.resume.Sub(now)/2, behind)), own)
-		if end := s.retrier.expires(b.message); resume.After(end) {
-			resume = later(g.resume, end)
-		}
-	}
-	done := make([]settlement, 0, len(b.envs))
-	for _, e := range b.envs {
-		next := resume
-		if st.route.fallback != "" { // another route takes them at once
-			next = now
-		}
-		if askers {
+func (s *Scheduler) defers(st *site, b *bundle, asker bool) {
+	now := s.now()
+	resume := st.stopped(now).resume
+	if asker {
+		resume = later(st.othersFirst(), now.Add(min(now.Sub(b.message.AcceptedAt), s.cfg.SuspendMax)))
+		for _, e := range b.envs {
 			if len(s.asked) >= maxAsked {
 				clear(s.asked)
 			}
 			s.asked[e.ID] = struct{}{}
 		}
+	}
+	if st.route.fallback != "" { // another route takes them at once
+		resume = now
+	}
+	s.giveBack(st, b, resume)
+}
+
+// giveBack has a bundle wait for next, or for as long as its mail may. The caller holds mu.
+func (s *Scheduler) giveBack(st *site, b *bundle, next time.Time) {
+	if s.stopping || len(b.envs) == 0 {
+		return
+	}
+	now := s.now()
+	g := st.stopped(now)
+	if end := s.retrier.expires(b.message); next.After(end) {
+		next = later(g.resume, end)
+	}
+	done := make([]settlement, 0, len(b.envs))
+	for _, e := range b.envs {
 		res := s.retrier.unpresented(b.message, e, g.reply, now, next)
 		res.Host = g.host
 		done = append(done, settlement{message: b.message, envelope: e, result: res})
 	}
 	s.settler.add(b.batch, done)
+}
+
+// withoutAskers gives back the bundles whose envelopes were answered with the wish for a pause when they were presented last,
+// for as long as the others come first, and puts them behind the others after that: few mailboxes that always wish for one would
+// be first after each pause, and nothing would pass by them. The caller holds mu.
+func (s *Scheduler) withoutAskers(st *site, list []*bundle, now time.Time) []*bundle {
+	if len(s.asked) == 0 {
+		return list
+	}
+	until := st.othersFirst()
+	var askers []*bundle
+	others := list[:0:0]
+	for _, b := range list {
+		switch {
+		case !slices.ContainsFunc(b.envs, s.hasAsked):
+			others = append(others, b)
+		case now.Before(until):
+			s.giveBack(st, b, until)
+		default:
+			askers = append(askers, b)
+		}
+	}
+	return append(others, askers...)
+}
+
+func (s *Scheduler) hasAsked(e *spool.Envelope) bool {
+	_, has := s.asked[e.ID]
+	return has
 }
 
 // denied makes what a site has wait for the end of a denial: in memory for moments, in its queues for longer. The caller

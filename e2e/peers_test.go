@@ -101,9 +101,9 @@ func nodemailerSubmit(t *testing.T, r *relay, l login, w way) {
 		}
 		t.Skip("nodemailer is missing: npm ci --prefix e2e/testdata/nodemailer")
 	}
-	script := `const t=require('./testdata/nodemailer/node_modules/nodemailer').createTransport({host:'localhost',port:+process.argv[1],
+	script := `const t=require('./testdata/nodemailer/node_modules/nodemailer').createTransport({host:'127.0.0.1',port:+process.argv[1],
 secure:process.argv[2]=='implicit',requireTLS:process.argv[2]=='starttls',ignoreTLS:process.argv[2]=='plain',
-tls:{ca:require('fs').readFileSync(process.argv[5])},auth:{user:process.argv[3],pass:process.argv[4]}});
+tls:{servername:'localhost',ca:require('fs').readFileSync(process.argv[5])},auth:{user:process.argv[3],pass:process.argv[4]}});
 t.sendMail({envelope:{from:'news@shop.example',to:['ann@dest.example']},raw:require('fs').readFileSync(0)})
 .then(i=>{console.log(i.response)},e=>{console.error(e);process.exit(1)})`
 	out := program(t, greeting, "node", "-e", script, itoa(w.port(r)), w.name, l.Username, l.Password, r.ca)

@@ -243,8 +243,14 @@ func (m *MX) accept() {
 		m.note(func() {
 			m.sessions++
 			m.open++
-			m.most = max(m.most, m.open)
 			m.conns[conn] = struct{}{}
+			now := 0
+			for c := range m.conns {
+				if established(c) {
+					now++
+				}
+			}
+			m.most = max(m.most, now)
 			s.id = m.sessions
 			select {
 			case <-m.done:
