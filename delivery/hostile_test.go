@@ -1,13 +1,11 @@
 package delivery
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -208,27 +206,9 @@ func TestOneBrokenHandshakeIsNoDayInClear(t *testing.T) {
 // TestAbandonedInTheMessageCostsNoAttempt has work be given up while the message is on its way: that is nobody's fault but ours.
 func TestAbandonedInTheMessageCostsNoAttempt(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer func() { _ = c.Close() }()
-		lines := bufio.NewScanner(c)
-		for _, say := range []string{"220 hi", "250 hi", "250 ok", "250 ok", "354 go"} {
-			if _, err := io.WriteString(c, say+"\r\n"); err != nil || !lines.Scan() {
-				return
-			}
-		}
-		<-t.Context().Done()
-	}()
+	host := script(t, "220 hi", map[string]string{"DATA": "354 go", "0123456789abcd": "-"})
 	ctx, abandon := context.WithCancel(t.Context())
-	s, err := newOpener().open(ctx, target{host: "mx.test", addr: netip.MustParseAddrPort(l.Addr().String())})
+	s, err := newOpener().open(ctx, target{host: "mx.test", addr: host})
 	require.NoError(t, err)
 	defer s.Close()
 	m := message("", "one@x.example")

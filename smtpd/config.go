@@ -84,8 +84,8 @@ type Config struct {
 	// OperatorAddress gets the mail for postmaster and abuse that comes in. Default "": it is refused.
 	OperatorAddress string `toml:"operator_address"`
 	// MaxInboundBytes bounds one inbound message, which is held in memory and takes two octets for each of its own; all of
-	// them together may take 16 times as much, those of one IPv4 address or IPv6 /64 a third of what they leave free. The smaller of it and MaxMessageBytes is advertised as
-	// SIZE by inbound listeners. Default 5 MiB.
+	// them together may take 16 times as much, those of one IPv4 address or IPv6 /64 a third of what they leave free. The
+	// smaller of it and MaxMessageBytes is advertised as SIZE by inbound listeners. Default 5 MiB.
 	MaxInboundBytes int64 `toml:"max_inbound_bytes"`
 	// OAuth lets clients authenticate with a token of an issuer. Default none.
 	OAuth OAuth `toml:"oauth"`

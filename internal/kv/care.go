@@ -53,7 +53,7 @@ func journalOf(db *bolt.DB) (*layer, error) {
 // CheckPages examines every page of the store at path and tells what is wrong with each. The error is for what kept it
 // from looking; ErrDamaged where the file cannot be read at all.
 func CheckPages(ctx context.Context, path string, found func(string)) error {
-	db, err := openBolt(path, bolt.Options{ReadOnly: true, PreLoadFreelist: false})
+	db, file, err := openLocked(path, bolt.Options{ReadOnly: true})
 	if err != nil {
 		return fmt.Errorf("check store %s: %w", path, err)
 	}
@@ -64,7 +64,7 @@ func CheckPages(ctx context.Context, path string, found func(string)) error {
 	if err == nil {
 		err = checkPages(ctx, db, found)
 	}
-	if closeErr := db.Close(); err == nil {
+	if closeErr := closeLocked(db, file); err == nil {
 		err = closeErr
 	}
 	if err != nil {

@@ -38,7 +38,7 @@ func (r *Resolver) exchange(ctx context.Context, q question) (*dns.Msg, error) {
 		for _, s := range r.order() {
 			asked := r.now().UnixNano()
 			m, err := r.askServer(ctx, s, q)
-			said := (*saidError)(nil)
+			_, said := errors.AsType[*saidError](err)
 			until := r.now().Add(suspension).UnixNano()
 			switch {
 			case err == nil:
@@ -50,7 +50,7 @@ func (r *Resolver) exchange(ctx context.Context, q question) (*dns.Msg, error) {
 				return m, nil
 			case ctx.Err() != nil:
 				return nil, ctx.Err()
-			case errors.As(err, &said):
+			case said:
 				s.answered.Store(r.now().UnixNano())
 				failed = append(failed, s)
 			case s.answered.Load() < asked: // else the name is at fault, and its owner must not say whom we ask first
